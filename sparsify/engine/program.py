@@ -1,0 +1,204 @@
+"""The engine's program: what a model is after the front has read it and before kernels are chosen.
+
+A program is a straight list of operations over named values of known shape. It is built once for one set
+of input shapes. Weights are part of the operations, in float32 and dense; zeros are what the kernels
+exploit. Whatever runs a program - the float64 interpreter that serves as oracle, or generated machine
+code - must give the same results.
+
+The whole grammar:
+
+    Program   := inputs, values {name: Shape}, operations, outputs
+    Operation := Convolution | Linear | Pool | Elementwise | Reduce | Softmax | LayerNorm
+               | MatMul | Gather | Rearrange | Recurrent | Foreign
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Value:
+    """A named array that operations read or write. dtype is "float32", "int64", "int32" or "bool"."""
+
+    name: str
+    shape: Shape
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """What is done to a linear operator's result on its way to memory: bias, residual add, clamp.
+
+    y = clip(y + residual, low, high); ReLU is low = 0, ReLU6 low = 0 and high = 6.
+    """
+
+    residual: str | None = None  # a value of the output's shape
+    low: float = -np.inf
+    high: float = np.inf
+
+
+@dataclass(frozen=True, eq=False)
+class Convolution:
+    """y[n,o,...] = bias[o] + sum w[o,i,kh,kw] x[n,i,...]. One-dimensional ones have height 1."""
+
+    input: str  # [n, c, h, w]
+    output: str  # [n, o, oh, ow]
+    weight: np.ndarray  # [o, c / groups, kh, kw] float32
+    bias: np.ndarray  # [o] float32
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)  # top, left, bottom, right
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    epilogue: Epilogue = field(default_factory=Epilogue)
+    name: str = ""  # of the layer, as the model file calls it
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """y[..., o] = bias[o] + sum w[o, k] x[..., k]. Gemm and MatMul with a constant operand are this."""
+
+    input: str  # [..., k]
+    output: str  # [..., o]
+    weight: np.ndarray  # [o, k] float32
+    bias: np.ndarray  # [o] float32
+    epilogue: Epilogue = field(default_factory=Epilogue)
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Maximum or average over windows of the two last axes. Padding never counts in a maximum."""
+
+    kind: Literal["max", "average"]
+    input: str  # [n, c, h, w]
+    output: str  # [n, c, oh, ow]
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)  # top, left, bottom, right
+    dilation: tuple[int, int] = (1, 1)
+    count_padding: bool = False  # average only: divide by the window's full size
+
+
+@dataclass(frozen=True, eq=False)
+class Elementwise:
+    """One function of one to three operands, numpy broadcasting. Operands are value names or constants.
+
+    The names are ONNX's operator names in lower case: add, sub, mul, div, pow, min, max, relu, sigmoid, tanh,
+    erf, exp, log, sqrt, neg, abs, reciprocal, clip (x, low, high), gelu, where (condition, x, y), cast, ...
+    """
+
+    function: str
+    inputs: tuple[str | np.ndarray, ...]
+    output: str
+
+
+@dataclass(frozen=True)
+class Reduce:
+    """Mean, sum, max or min over axes. Global average pooling is the mean over (2, 3)."""
+
+    kind: Literal["mean", "sum", "max", "min"]
+    input: str
+    output: str
+    axes: tuple[int, ...]
+    keep: bool = True
+
+
+@dataclass(frozen=True)
+class Softmax:
+    input: str
+    output: str
+    axis: int = -1
+
+
+@dataclass(frozen=True, eq=False)
+class LayerNorm:
+    """Normalisation over the axes from `axis` to the last, then scale and bias of that shape."""
+
+    input: str
+    output: str
+    scale: np.ndarray
+    bias: np.ndarray | None
+    epsilon: float
+    axis: int = -1
+
+
+@dataclass(frozen=True)
+class MatMul:
+    """Batched product of two computed operands, as in attention; numpy's broadcasting of leading axes."""
+
+    left: str  # [..., m, k]
+    right: str  # [..., k, n]
+    output: str  # [..., m, n]
+
+
+@dataclass(frozen=True, eq=False)
+class Gather:
+    """np.take(data, indices, axis); data is a value name or a constant table (an embedding)."""
+
+    data: str | np.ndarray
+    indices: str | np.ndarray
+    output: str
+    axis: int = 0
+
+
+@dataclass(frozen=True)
+class Rearrange:
+    """Operations that move elements and compute nothing: reshape, transpose, concat, slice, pad, expand.
+
+    `arguments`: transpose {perm}; concat {axis}; slice {starts, stops, steps, one for each axis};
+    pad {before, after, value}; reshape and expand read the output's shape.
+    """
+
+    kind: Literal["reshape", "transpose", "concat", "slice", "pad", "expand"]
+    inputs: tuple[str, ...]
+    output: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Recurrent:
+    """One direction of a GRU or LSTM layer in ONNX's gate order (GRU z, r, h; LSTM i, o, f, c)."""
+
+    kind: Literal["gru", "lstm"]
+    input: str  # [t, n, k]
+    outputs: tuple[str | None, ...]  # sequence [t, n, hidden], last hidden [n, hidden], last cell
+    weight: np.ndarray  # [gates * hidden, k]
+    recurrence: np.ndarray  # [gates * hidden, hidden]
+    bias: np.ndarray  # [2, gates * hidden]: of the input and of the recurrence
+    initial: tuple[str | None, ...] = (None, None)  # hidden, cell; None is zeros
+    reverse: bool = False
+    linear_before_reset: bool = False  # GRU only
+    name: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Foreign:
+    """Nodes that the engine has no operation for: a small ONNX model that onnxruntime runs."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    model: bytes
+    operators: tuple[str, ...]  # for explain(): the operator types inside
+
+
+Operation = (
+    Convolution | Linear | Pool | Elementwise | Reduce | Softmax | LayerNorm
+    | MatMul | Gather | Rearrange | Recurrent | Foreign
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Program:
+    """Operations in the order in which they run; every value that one names has an entry in `values`."""
+
+    inputs: tuple[Value, ...]
+    outputs: tuple[str, ...]
+    operations: tuple[Operation, ...]
+    values: Mapping[str, Value]

@@ -1,0 +1,106 @@
+"""Parts by file name: a method, distribution, architecture, data set, format or runtime is one file.
+
+`names("methods")` lists the files of `sparsify/methods/`; `load("methods", "rigl")` imports one of them.
+No list of names is kept anywhere: a new file is found by being there.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+from pydantic import ConfigDict, ValidationError, validate_call
+from pydantic_core import ErrorDetails
+
+from sparsify.errors import RecipeError, UnknownNameError
+
+T = TypeVar("T")
+
+PACKAGE = Path(__file__).parent
+
+
+def names(folder: str) -> list[str]:
+    """Names of the parts in `sparsify/<folder>/` ("topology/distributions" and the like), sorted."""
+    found = pkgutil.iter_modules([str(PACKAGE / folder)])
+    return sorted(module.name for module in found if not module.name.startswith("_"))
+
+
+def load(folder: str, name: str) -> ModuleType:
+    """Import the part `name` of `folder`; dashes and capitals do not matter.
+
+    Raises UnknownNameError, with the nearest names, where there is no such file.
+    """
+    known = names(folder)
+    plain = canonical(name)
+    if plain not in known:
+        raise UnknownNameError(unknown(folder.rsplit("/", 1)[-1].removesuffix("s").replace("_", " "), name, known))
+    return importlib.import_module(f"sparsify.{folder.replace('/', '.')}.{plain}")
+
+
+def load_class(folder: str, name: str, base: type[T]) -> type[T]:
+    """The one subclass of `base` that the part `name` of `folder` defines."""
+    module = load(folder, name)
+    found = [
+        member
+        for member in vars(module).values()
+        if inspect.isclass(member) and issubclass(member, base) and member.__module__ == module.__name__
+    ]
+    if len(found) != 1:
+        raise TypeError(f"{module.__name__} must define exactly one {base.__name__}, not {len(found)}")
+    return found[0]
+
+
+def canonical(name: str) -> str:
+    """A part's file name from whatever a user typed: "RigL" and "erdos-renyi" are accepted."""
+    return name.strip().lower().replace("-", "_")
+
+
+def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
+    """The names closest in spelling to `name`, best first."""
+    return difflib.get_close_matches(name, list(known), n=count, cutoff=0.4)
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> str:
+    """The message for a name that is not known, with the nearest ones that are."""
+    known = sorted(known)
+    close = nearest(name, known)
+    hint = f"Did you mean {' or '.join(repr(c) for c in close)}? " if close else ""
+    return f"There is no {what} called '{name}'. {hint}Known: {', '.join(known) or 'none'}."
+
+
+def configure(factory: Callable[..., T], section: str, options: Mapping[str, Any], **given: Any) -> T:
+    """Call `factory` (a class or function) with a recipe section's options, types checked.
+
+    `given` are the arguments that the program itself supplies. Raises RecipeError that names the key.
+    """
+    parameters = inspect.signature(factory).parameters
+    settable = [name for name in parameters if name not in given]
+    for key in options:
+        if key not in settable:
+            raise RecipeError(unknown(f"key in [{section}]", key, settable))
+    checked = validate_call(config=ConfigDict(arbitrary_types_allowed=True))(factory)
+    try:
+        return checked(**given, **options)
+    except ValidationError as error:
+        raise RecipeError(explain(error, section)) from None
+    except ValueError as error:
+        raise RecipeError(f"[{section}]: {error}") from None
+
+
+def explain(error: ValidationError, section: str = "") -> str:
+    """pydantic's findings as one line a key."""
+    return "\n".join(_finding(detail, section) for detail in error.errors())
+
+
+def _finding(detail: ErrorDetails, section: str) -> str:
+    path = ".".join(str(part) for part in (section, *detail["loc"]) if part != "")
+    if detail["type"] == "missing":
+        return f"The recipe lacks the key '{path}'."
+    reason = detail["msg"].removeprefix("Value error, ")
+    return f"'{path}' = {detail['input']!r} is not possible: {reason[:1].lower()}{reason[1:]}."
