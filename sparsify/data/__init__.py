@@ -1,0 +1,146 @@
+"""Data sets. One file each; files whose names begin with an underscore are what they share.
+
+A data set is a constant `INFO` and a function `load(folder, ...) -> Dataset`; `folder` is the one that holds
+all data sets, and the other arguments are the keys of a recipe's [data] section.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsify import registry
+from sparsify.errors import DataError
+from sparsify.randomness import generator
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Images as their files hold them, and their classes."""
+
+    pixels: Tensor  # [n, channels, height, width] uint8
+    labels: Tensor  # [n] int64
+
+    def to(self, device: torch.device) -> Images:
+        return Images(self.pixels.to(device), self.labels.to(device))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """What is known of a data set without its files; enough to build a network for it."""
+
+    input_shape: tuple[int, ...]  # [channels, height, width] of one sample
+    classes: int
+    train_samples: int
+    mean: tuple[float, ...]  # of each channel, in the units of the pixels
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A classification data set and how its images become a network's input."""
+
+    info: DataInfo
+    train: Images
+    test: Images
+    crop_padding: int = 0  # augmentation: shift by up to so many pixels
+    flip: bool = False  # augmentation: mirror half of the images
+
+    def to(self, device: torch.device) -> Dataset:
+        return replace(self, train=self.train.to(device), test=self.test.to(device))
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """uint8 [n, c, h, w] to float32 with mean 0 and standard deviation 1 over the training set."""
+        shape = (1, -1, 1, 1)
+        mean = torch.tensor(self.info.mean, device=pixels.device).view(shape)
+        std = torch.tensor(self.info.std, device=pixels.device).view(shape)
+        return (pixels.float() - mean) / std
+
+    def train_batch(self, step: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Inputs [size, c, h, w] and labels [size] of a training step, counted from 1; augmented.
+
+        Depends on nothing but its arguments: the stream is one permutation of the training set after
+        another, so every epoch shows each image once, and a resumed run continues where it was.
+        """
+        rows = self._rows(step, size, seed).to(self.train.labels.device)
+        inputs = self.normalise(self.train.pixels[rows])
+        return self._augment(inputs, seed, step), self.train.labels[rows]
+
+    def test_batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The whole test set in order; the last batch may be smaller."""
+        for start in range(0, len(self.test), size):
+            part = slice(start, start + size)
+            yield self.normalise(self.test.pixels[part]), self.test.labels[part]
+
+    def _rows(self, step: int, size: int, seed: int) -> Tensor:
+        count = len(self.train)
+        positions = torch.arange((step - 1) * size, step * size)
+        first, last = int(positions[0]) // count, int(positions[-1]) // count
+        orders = [_order(count, seed, epoch) for epoch in range(first, last + 1)]
+        return torch.cat(orders)[positions - first * count]
+
+    def _augment(self, inputs: Tensor, seed: int, step: int) -> Tensor:
+        if not self.crop_padding and not self.flip:
+            return inputs
+        random = generator(seed, "augmentation", step)
+        if self.crop_padding:
+            inputs = _shift(inputs, self.crop_padding, random)
+        if self.flip:
+            mirror = torch.rand(len(inputs), generator=random).to(inputs.device) < 0.5
+            inputs = torch.where(mirror.view(-1, 1, 1, 1), inputs.flip(3), inputs)
+        return inputs
+
+
+@lru_cache(maxsize=2)
+def _order(count: int, seed: int, epoch: int) -> Tensor:
+    """The order in which an epoch shows the training set."""
+    return torch.randperm(count, generator=generator(seed, "order", epoch))
+
+
+def _shift(inputs: Tensor, padding: int, random: torch.Generator) -> Tensor:
+    """Crop each image at a random place after padding with its mean, without a loop over images."""
+    count, _, height, width = inputs.shape
+    offsets = torch.randint(0, 2 * padding + 1, (2, count, 1), generator=random).to(inputs.device)
+    rows = offsets[0] + torch.arange(height, device=inputs.device)  # [n, h]
+    columns = offsets[1] + torch.arange(width, device=inputs.device)  # [n, w]
+    padded = torch.nn.functional.pad(inputs, [padding] * 4)
+    samples = torch.arange(count, device=inputs.device)
+    return padded[samples[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+
+
+def data_folder(given: str | Path | None = None) -> Path:
+    """The folder of all data sets: the one given, $SPARSIFY_DATA, or ~/data."""
+    return Path(given or os.environ.get("SPARSIFY_DATA") or "~/data").expanduser()
+
+
+def data_info(name: str) -> DataInfo:
+    """What is known of the named data set without its files."""
+    info: DataInfo = registry.load("data", name).INFO
+    return info
+
+
+def load_data(name: str, options: Mapping[str, Any], folder: str | Path | None = None) -> Dataset:
+    """The named data set from the data folder, downloaded where it is missing.
+
+    Raises DataError where it cannot be had or is damaged, RecipeError for an option.
+    """
+    module: Any = registry.load("data", name)
+    dataset: Dataset = registry.configure(module.load, "data", options, folder=data_folder(folder))
+    found, promised = tuple(dataset.train.pixels.shape), dataset.info
+    if found != (promised.train_samples, *promised.input_shape):
+        raise DataError(
+            f"The files of {name} hold training images of shape {found}, not "
+            f"{(promised.train_samples, *promised.input_shape)}: they are another data set of the same name. "
+            f"Put the published files there, or choose another folder with --data."
+        )
+    return dataset

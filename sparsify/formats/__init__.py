@@ -1,0 +1,105 @@
+"""Model files. One file each; files whose names begin with an underscore are what they share.
+
+A format has `SUFFIX`, `write(model, path) -> Written` and `read(path) -> SparseModel`. Readers need numpy,
+safetensors and onnx, never torch: who deploys a sparse model installs no trainer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparsify import registry
+from sparsify.errors import FormatError
+from sparsify.formats._metadata import Metadata
+from sparsify.topology.costs import Layer
+from sparsify.topology.digest import mask_digest
+
+
+@dataclass(frozen=True, eq=False)
+class SparseModel:
+    """A network in memory, as a file holds it: every tensor dense, weights outside their mask exactly 0."""
+
+    tensors: dict[str, np.ndarray]  # by the name in the model
+    layers: list[Layer]  # those that do the work, in order of use; positions are 0 where unknown
+    metadata: Metadata | None  # None for a file that another program wrote
+
+    def masks(self) -> dict[str, np.ndarray]:
+        """Where connections exist, recounted from the values; bool, by the weight's name.
+
+        A connection whose weight is exactly 0 is known from the metadata alone.
+        """
+        found = {layer.name: self.tensors[layer.name] != 0 for layer in self.layers if layer.sparse}
+        for name, indices in (self.metadata.live_zeros if self.metadata else {}).items():
+            found[name].reshape(-1)[indices] = True
+        return found
+
+    def digest(self) -> str:
+        """The mask digest, recounted from the values."""
+        return mask_digest(self.masks())
+
+
+@dataclass(frozen=True)
+class Written:
+    """What is known of a file after it was written and read again."""
+
+    path: Path
+    size: int  # bytes
+    digest: str  # of the masks, recounted from the file
+    relative_error: float | None = None  # of its outputs against torch's, where a runtime ran it
+
+
+def load_format(name: str) -> Any:
+    """The module of the named format."""
+    return registry.load("formats", name)
+
+
+def read_model(path: Path) -> SparseModel:
+    """Read a model file by its suffix. Raises FormatError where it is damaged or not a model."""
+    modules = [load_format(name) for name in registry.names("formats")]
+    for module in modules:
+        if path.suffix == module.SUFFIX:
+            if not path.is_file():
+                raise FormatError(f"There is no file {path}. Check the path.")
+            model: SparseModel = module.read(path)
+            return model
+    known = ", ".join(module.SUFFIX for module in modules)
+    raise FormatError(f"{path} has a suffix that no format answers to. Known: {known}.")
+
+
+def check_against_metadata(model: SparseModel, path: Path) -> SparseModel:
+    """Return the model if its values are what its metadata says. Raises FormatError otherwise."""
+    if model.metadata is None:
+        return model
+    for name, layer in model.metadata.layers.items():
+        if name not in model.tensors or list(model.tensors[name].shape) != layer.shape:
+            raise FormatError(_altered(path, f"the weight {name} of shape {layer.shape} is not in it"))
+        zeros = model.metadata.live_zeros.get(name, [])
+        if zeros and not 0 <= min(zeros) <= max(zeros) < model.tensors[name].size:
+            raise FormatError(_altered(path, f"positions of {name} lie outside of it"))
+    if model.digest() != model.metadata.mask_digest:
+        raise FormatError(_altered(path, "the non-zeros counted in it do not give the recorded mask digest"))
+    return model
+
+
+def densified(model: SparseModel, seed: int = 0) -> SparseModel:
+    """The dense twin: the same network with every zero weight replaced by a random one of like size."""
+    random = np.random.default_rng(seed)
+    tensors = dict(model.tensors)
+    for name, mask in model.masks().items():
+        weight = tensors[name]
+        scale = float(weight[mask].std()) if mask.any() else 0.01
+        filler = random.standard_normal(weight.shape, dtype=np.float32) * max(scale, 1e-3)
+        tensors[name] = np.where(weight != 0, weight, filler).astype(weight.dtype)
+    metadata = model.metadata and model.metadata.densified(mask_digest({n: tensors[n] != 0 for n in model.masks()}))
+    return replace(model, tensors=tensors, metadata=metadata)
+
+
+def _altered(path: Path, found: str) -> str:
+    return (
+        f"{path} does not agree with its own metadata: {found}. It was changed after it was written, or damaged. "
+        f"Export it again from its run."
+    )

@@ -1,0 +1,86 @@
+"""Writing files so that nothing is lost: temporary file, fsync, rename."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from sparsify.errors import SparsifyError
+
+
+class DiskError(SparsifyError):
+    """A file could not be written; what stood under its name before still stands."""
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place if the block ends without an error.
+
+    Until the rename the old file stays as it was; after an error the temporary file is gone.
+    Raises DiskError where the disk is full or the folder cannot be written.
+    """
+    partial: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        os.close(handle)
+        partial = Path(name)
+        yield partial
+        partial.chmod(0o666 & ~_umask())
+        _sync(partial)
+        partial.replace(path)
+        _sync(path.parent)
+    except OSError as error:
+        raise DiskError(_explain(error, path)) from error
+    finally:
+        if partial is not None:
+            partial.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Put `content` under `path`, all of it or nothing."""
+    with replacing(path) as partial:
+        partial.write_bytes(content)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Put `value` under `path` as indented JSON, all of it or nothing."""
+    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def write_with(path: Path, writer: Callable[[BinaryIO], None]) -> None:
+    """Let `writer` fill an open file that takes `path`'s place when it is complete."""
+    with replacing(path) as partial, partial.open("wb") as file:
+        writer(file)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _explain(error: OSError, path: Path) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"The disk is full: {path} could not be written. What stood there before is unchanged. "
+            f"Free some space on the disk that holds {path.parent} and run the command again."
+        )
+    return (
+        f"{path} could not be written ({error.strerror or error}). What stood there before is unchanged. "
+        f"Check that {path.parent} is a folder that you may write to."
+    )

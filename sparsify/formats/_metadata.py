@@ -1,0 +1,81 @@
+"""What every file that we write says of itself, as one JSON string under the key "sparsify"."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sparsify.errors import FormatError
+from sparsify.registry import explain
+
+KEY = "sparsify"
+VERSION = 1
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Size = Annotated[int, Field(ge=0)]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
+
+
+class LayerMetadata(_Record):
+    """One convolution or linear layer."""
+
+    shape: list[Size]  # [out, in / groups, kernel...]
+    positions: Size  # how often a sample uses each weight
+    sparse: bool  # takes part in the distribution
+    nonzeros: Size  # connections, those whose weight is exactly 0 among them
+    sparsity: Share
+
+
+class Network(_Record):
+    """What is needed to build the network again and to feed it."""
+
+    recipe: dict[str, Any]
+    input_shape: list[Size]  # [channels, height, width]
+    classes: Size
+    mean: list[float]  # of each channel, subtracted from the pixels
+    std: list[float]  # of each channel, divided by afterwards
+
+
+class Metadata(_Record):
+    """The whole record. The recipe in it names parts of this package, which are looked up, never imported."""
+
+    version: Literal[1] = VERSION
+    producer: str  # program and version
+    origin: Literal["trained", "in training", "initialised", "densified"]
+    network: Network
+    method: str
+    distribution: str
+    target_sparsity: Share
+    sparsity: Share  # of the layers that take part, together
+    flops: Size  # of one sample's forward pass
+    dense_flops: Size
+    layers: dict[str, LayerMetadata]
+    mask_digest: str
+    live_zeros: dict[str, list[int]] = {}  # flat positions of connections whose weight is exactly 0
+    training: dict[str, Any] = {}  # steps, updates, test_loss, test_accuracy
+
+    def densified(self, digest: str) -> Self:
+        """The record of the dense twin."""
+        layers = {
+            name: layer.model_copy(update={"nonzeros": math.prod(layer.shape), "sparsity": 0.0})
+            for name, layer in self.layers.items()
+        }
+        changes = {"layers": layers, "mask_digest": digest, "live_zeros": {}, "sparsity": 0.0}
+        return self.model_copy(update={**changes, "origin": "densified", "flops": self.dense_flops})
+
+
+def parse_metadata(text: str, path: object) -> Metadata:
+    """Read the JSON string of a file. Raises FormatError that names the wrong entries."""
+    try:
+        return Metadata.model_validate_json(text)
+    except ValidationError as error:
+        raise FormatError(
+            f"The metadata in {path} is not what sparsify writes:\n{explain(error)}\n"
+            f"The file was changed, or comes from a newer release. Export it again."
+        ) from None
+

@@ -1,0 +1,38 @@
+"""From a model file back to a torch module. torch is imported when a function is called, not before."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sparsify.errors import FormatError
+from sparsify.formats import SparseModel
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def build_module(model: SparseModel) -> nn.Module:
+    """The network as a torch module in evaluation mode, with the file's weights.
+
+    Raises FormatError for a file without our metadata or with weights that do not fit its network.
+    """
+    import torch
+
+    from sparsify import architectures
+    from sparsify.recipe import parse_recipe
+
+    if model.metadata is None:
+        raise FormatError("The file does not say which network it holds: it was not written by sparsify.")
+    network = model.metadata.network
+    part = parse_recipe(network.recipe).model
+    module = architectures.build(part.name, part.options, tuple(network.input_shape), network.classes)
+    tensors = {name: torch.from_numpy(tensor.copy()) for name, tensor in model.tensors.items()}
+    expected = module.state_dict()
+    for name in expected:
+        if name.endswith("num_batches_tracked"):  # counts training steps; not every format carries it
+            tensors.setdefault(name, expected[name])
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise FormatError(f"The weights do not fit the network that the metadata names: {error}") from None
+    return module.eval()

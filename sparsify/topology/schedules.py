@@ -1,0 +1,35 @@
+"""When masks are updated, and what share of the connections an update replaces."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+# Share of alpha that is left at t of t_end, 0 <= t <= t_end (Evci et al. 2020, section 3.2 and appendix G).
+DECAYS: dict[str, Callable[[float, float], float]] = {
+    "cosine": lambda progress, power: (1 + math.cos(math.pi * progress)) / 2,
+    "constant": lambda progress, power: 1.0,
+    "linear": lambda progress, power: 1 - progress,
+    "inverse_power": lambda progress, power: (1 - progress) ** power,
+}
+
+
+@dataclass(frozen=True)
+class UpdateSchedule:
+    """Updates at every `delta_t`-th step until step `t_end`; steps are counted from 1."""
+
+    delta_t: int
+    alpha: float
+    t_end: int
+    decay: str = "cosine"
+    power: float = 3.0
+
+    def is_update_step(self, step: int) -> bool:
+        return step % self.delta_t == 0 and 0 < step <= self.t_end
+
+    def drop_fraction(self, step: int) -> float:
+        """f(t): the share of a layer's connections that an update at this step replaces."""
+        if not self.t_end or step > self.t_end:
+            return 0.0
+        return self.alpha * DECAYS[self.decay](step / self.t_end, self.power)

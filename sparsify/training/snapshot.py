@@ -1,0 +1,116 @@
+"""From a network in training to a model as a file holds it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from sparsify import __version__, architectures
+from sparsify.data import DataInfo, data_info
+from sparsify.errors import DivergedError
+from sparsify.formats import Metadata, SparseModel
+from sparsify.formats._metadata import LayerMetadata, Network
+from sparsify.methods import Method
+from sparsify.randomness import generator
+from sparsify.recipe import Recipe
+from sparsify.registry import load_class
+from sparsify.topology.costs import Layer, inference_flops
+from sparsify.topology.layers import find_layers
+from sparsify.topology.masks import Masks, random_masks
+from sparsify.training.step import apply_masks
+
+Origin = Literal["trained", "in training", "initialised"]
+
+
+def load_method(name: str) -> Method:
+    """The named method."""
+    return load_class("methods", name, Method)()
+
+
+def build_network(recipe: Recipe, info: DataInfo) -> tuple[nn.Module, list[Layer], Masks]:
+    """A recipe's network as it stands before the first step: initialised from the seed and masked."""
+    topology = recipe.topology
+    seed = recipe.training.seed
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = architectures.build(recipe.model.name, recipe.model.options, info.input_shape, info.classes)
+    layers = find_layers(model, torch.zeros(1, *info.input_shape))
+    shapes = {layer.name: layer.shape for layer in layers if layer.sparse}
+    sparsity = topology.sparsity if load_method(topology.method).sparse else 0.0
+    masks = random_masks(shapes, topology.distribution, sparsity, generator(seed, "masks"))
+    apply_masks(model, masks)
+    return model, layers, masks
+
+
+def initial_snapshot(recipe: Recipe) -> SparseModel:
+    """The model of a recipe that was never trained, for benchmarks; its metadata says so."""
+    info = data_info(recipe.data.name)
+    model, layers, masks = build_network(recipe, info)
+    return snapshot(model, layers, masks, recipe, info, "initialised")
+
+
+def snapshot(
+    model: nn.Module,
+    layers: list[Layer],
+    masks: Masks,
+    recipe: Recipe,
+    info: DataInfo,
+    origin: Origin,
+    training: Mapping[str, Any] | None = None,
+) -> SparseModel:
+    """The model with its metadata. Weights outside their mask are +0.0, never -0.0.
+
+    Raises DivergedError where a weight is not finite: such a model is of no use in a file.
+    """
+    tensors = {name: tensor.detach().cpu().numpy().copy() for name, tensor in model.state_dict().items()}
+    for name, tensor in tensors.items():
+        if not np.isfinite(tensor).all():
+            raise DivergedError(f"The tensor {name} holds values that are not finite: training diverged.")
+    live_zeros = {}
+    for name, mask in masks.items():
+        mask_array = mask.cpu().numpy()
+        tensors[name] = np.where(mask_array, tensors[name], np.float32(0))
+        zeros = np.flatnonzero(mask_array & (tensors[name] == 0))
+        if zeros.size:
+            live_zeros[name] = zeros.tolist()
+    nonzeros = masks.nonzeros()
+    metadata = Metadata(
+        producer=f"sparsify {__version__}",
+        origin=origin,
+        network=_network(recipe, info),
+        method=recipe.topology.method,
+        distribution=recipe.topology.distribution,
+        target_sparsity=recipe.topology.sparsity,
+        sparsity=masks.sparsity(),
+        flops=inference_flops(layers, nonzeros),
+        dense_flops=inference_flops(layers, {}),
+        layers={layer.name: _layer(layer, nonzeros.get(layer.name, layer.size)) for layer in layers},
+        mask_digest=masks.digest(),
+        live_zeros=live_zeros,
+        training=dict(training or {}),
+    )
+    return SparseModel(tensors, layers, metadata)
+
+
+def _network(recipe: Recipe, info: DataInfo) -> Network:
+    return Network(
+        recipe=recipe.model_dump(exclude_none=True),
+        input_shape=list(info.input_shape),
+        classes=info.classes,
+        mean=list(info.mean),
+        std=list(info.std),
+    )
+
+
+def _layer(layer: Layer, nonzeros: int) -> LayerMetadata:
+    return LayerMetadata(
+        shape=list(layer.shape),
+        positions=layer.positions,
+        sparse=layer.sparse,
+        nonzeros=nonzeros,
+        sparsity=1 - nonzeros / layer.size,
+    )
