@@ -1,0 +1,48 @@
+"""Inference runtimes. One file each, one final class each.
+
+A runtime turns an ONNX file into a function from an input array to an output array. It is imported only in
+the process that runs it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from sparsify.registry import load_class
+
+Run = Callable[[np.ndarray], np.ndarray]  # [n, ...] float32 -> [n, classes] float32
+
+
+class Runtime(ABC):
+    """What every runtime says of itself and does."""
+
+    package: ClassVar[str]  # the distribution that it comes in; its version is recorded
+
+    def missing(self) -> str | None:
+        """Why it cannot run here, or None."""
+        if importlib.util.find_spec(self.package.replace("-", "_")) is None:
+            return f"the package {self.package} is not installed"
+        return None
+
+    def refuses(self, path: Path) -> str | None:
+        """Why it cannot run this file, or None."""
+        return None
+
+    def version(self) -> str:
+        return f"{self.package} {metadata.version(self.package)}"
+
+    @abstractmethod
+    def load(self, path: Path, threads: int) -> Run:
+        """Prepare the model in the ONNX file `path` for `threads` CPU threads."""
+
+
+def load_runtime(name: str) -> Runtime:
+    """The named runtime. Raises UnknownNameError."""
+    return load_class("runtimes", name, Runtime)()  # type: ignore[type-abstract]

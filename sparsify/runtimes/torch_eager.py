@@ -1,0 +1,35 @@
+"""PyTorch, eager, on the CPU."""
+
+from pathlib import Path
+from typing import final
+
+import numpy as np
+
+from sparsify.formats import onnx
+from sparsify.formats._module import build_module
+from sparsify.runtimes import Run, Runtime
+
+
+@final
+class TorchEager(Runtime):
+    """The network as a torch module in inference mode. It knows no sparsity: zeros are multiplied."""
+
+    package = "torch"
+
+    def refuses(self, path: Path) -> str | None:
+        if onnx.read(path).metadata is None:
+            return "the file was not written by sparsify, so the torch module is not known"
+        return None
+
+    def load(self, path: Path, threads: int) -> Run:
+        import torch
+
+        torch.set_num_threads(threads)
+        module = build_module(onnx.read(path))
+
+        def run(inputs: np.ndarray) -> np.ndarray:
+            with torch.inference_mode():
+                output: np.ndarray = module(torch.from_numpy(inputs)).numpy()
+                return output
+
+        return run

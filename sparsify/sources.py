@@ -1,0 +1,102 @@
+"""What a user can point at - a run, a recipe, a model file - and how it becomes a file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from sparsify.data import data_info
+from sparsify.errors import FormatError, RecipeError, UnknownNameError
+from sparsify.formats import SparseModel, Written, load_format, read_model
+from sparsify.recipe import load_recipe, recipe_names
+from sparsify.registry import names, unknown
+from sparsify.topology.layers import find_layers
+from sparsify.topology.masks import Masks
+from sparsify.training import run_folder
+from sparsify.training.checkpoint import read_checkpoint
+from sparsify.training.snapshot import build_network, initial_snapshot, snapshot
+
+
+def open_source(source: str | Path, changes: Sequence[str] = ()) -> SparseModel:
+    """The model that a run folder, a model file or a recipe stands for.
+
+    A run that is not finished gives the state of its last checkpoint; a recipe gives a freshly initialised,
+    masked network. changes: "section.key=value" each, for recipes only.
+    Raises SparsifyError where there is no such thing or it is damaged.
+    """
+    path = Path(source)
+    standing = path.is_dir() or (path.is_file() and path.suffix != ".toml")
+    if standing and changes:
+        raise RecipeError(f"{path} is fixed: settings can be changed for recipes only. Leave them away.")
+    if path.is_dir():
+        return _open_run(path)
+    if standing or path.suffix in _suffixes():
+        return read_model(path)
+    try:
+        return initial_snapshot(load_recipe(str(source), changes))
+    except UnknownNameError as error:
+        if str(source) in recipe_names():
+            raise
+        hint = unknown("run folder, model file or recipe", str(source), recipe_names())
+        raise RecipeError(hint.replace("Known:", "Known recipes:")) from error
+
+
+def export(
+    source: str | Path,
+    format: str | None = None,
+    out: str | Path | None = None,
+    *,
+    force: bool = False,
+    changes: Sequence[str] = (),
+) -> Written:
+    """Write a source as a model file and prove it: read again, masks recounted, outputs compared.
+
+    format: by default the one that `out`'s suffix names, else onnx. out: by default the source's name in the
+    current folder. An existing file is replaced only with `force`. Raises SparsifyError; `out` is then as it was.
+    """
+    path = Path(out) if out is not None else None
+    if format is None:
+        by_suffix = {load_format(name).SUFFIX: name for name in names("formats")}
+        format = by_suffix.get(path.suffix, "onnx") if path else "onnx"
+    module = load_format(format)
+    path = path or Path(Path(source).stem if Path(source).is_file() else Path(source).name).with_suffix("")
+    if out is None:
+        path = path.with_name(path.name + module.SUFFIX)
+    if path.suffix != module.SUFFIX:
+        raise FormatError(f"{path} does not end in {module.SUFFIX}, as files of the format {format} do. Rename it.")
+    if path.exists() and not force:
+        raise FormatError(f"{path} exists. Give --force to replace it, or another name with --out.")
+    model = open_source(source, changes)
+    if model.metadata is None:
+        raise FormatError(
+            f"{source} was not written by sparsify and does not say which network it holds, so it cannot be "
+            f"exported to another format. It can be inspected and benchmarked as it is."
+        )
+    written: Written = module.write(model, path)
+    if written.digest != model.metadata.mask_digest:
+        raise FormatError(f"The masks recounted from {path} are not the source's. This is a bug: please report it.")
+    return written
+
+
+def _open_run(folder: Path) -> SparseModel:
+    if not run_folder.is_run(folder):
+        raise RecipeError(f"{folder} is a folder but not a run: it has no {run_folder.RECIPE}. Check the path.")
+    if (folder / run_folder.MODEL).is_file():
+        return read_model(folder / run_folder.MODEL)
+    recipe = load_recipe(folder / run_folder.RECIPE)
+    info = data_info(recipe.data.name)
+    model, layers, masks = build_network(recipe, info)
+    checkpoint = folder / run_folder.CHECKPOINT
+    if not checkpoint.is_file():
+        return snapshot(model, layers, masks, recipe, info, "initialised")
+    content = read_checkpoint(checkpoint)
+    model.load_state_dict(content["model"])
+    layers = find_layers(model, torch.zeros(1, *info.input_shape))
+    progress = {"steps": content["progress"]["step"], "updates": content["progress"]["updates"]}
+    return snapshot(model, layers, Masks(content["masks"]), recipe, info, "in training", progress)
+
+
+def _suffixes() -> set[str]:
+    return {load_format(name).SUFFIX for name in names("formats")}
