@@ -7,11 +7,17 @@ from torch import nn
 
 
 def build(input_shape: tuple[int, ...], classes: int, hidden: tuple[int, ...] = (300, 100)) -> nn.Module:
-    """Fully connected network with ReLU (LeCun et al. 1998). hidden: neurons of each hidden layer."""
+    """Fully connected network with ReLU (LeCun et al. 1998). hidden: neurons of each hidden layer.
+
+    Weights start by Glorot's uniform rule and biases at 0, as in the code of Evci et al. 2020.
+    """
     if not hidden or min(hidden) < 1:
         raise ValueError(f"hidden = {hidden} must name at least one layer of at least one neuron")
     widths = [math.prod(input_shape), *hidden, classes]
     layers: list[nn.Module] = [nn.Flatten()]
     for fan_in, fan_out in pairwise(widths):
-        layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
+        linear = nn.Linear(fan_in, fan_out)
+        nn.init.xavier_uniform_(linear.weight)
+        nn.init.zeros_(linear.bias)
+        layers += [linear, nn.ReLU()]
     return nn.Sequential(*layers[:-1])
