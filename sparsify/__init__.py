@@ -1,3 +1,59 @@
-"""sparsify: train networks sparse from scratch, export them, and measure what sparsity buys."""
+"""sparsify: train networks sparse from scratch, export them, and measure what sparsity buys.
+
+    import sparsify
+
+    result = sparsify.train("lenet-300-100-digits")
+    sparsify.export(result.folder, out="digits.onnx")
+    report = sparsify.benchmark(["digits.onnx"])
+
+Names are imported when they are used, so that deploying a model needs no trainer.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sparsify.bench.benchmark import Report as Report
+    from sparsify.bench.benchmark import benchmark as benchmark
+    from sparsify.errors import SparsifyError as SparsifyError
+    from sparsify.formats import SparseModel as SparseModel
+    from sparsify.recipe import Recipe as Recipe
+    from sparsify.recipe import load_recipe as load_recipe
+    from sparsify.report.inspection import Inspection as Inspection
+    from sparsify.report.inspection import inspect as inspect
+    from sparsify.report.plots import plot_inspection as plot_inspection
+    from sparsify.sources import export as export
+    from sparsify.sources import open_source as open_source
+    from sparsify.training.loop import train as train
+    from sparsify.training.loop import training as training
 
 __version__ = "0.1.0"
+
+_HOME = {
+    "Inspection": "report.inspection",
+    "Recipe": "recipe",
+    "Report": "bench.benchmark",
+    "SparseModel": "formats",
+    "SparsifyError": "errors",
+    "benchmark": "bench.benchmark",
+    "export": "sources",
+    "inspect": "report.inspection",
+    "load_recipe": "recipe",
+    "open_source": "sources",
+    "plot_inspection": "report.plots",
+    "train": "training.loop",
+    "training": "training.loop",
+}
+__all__ = [*_HOME, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'sparsify' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"sparsify.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

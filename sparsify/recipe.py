@@ -16,7 +16,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sparsify.errors import RecipeError, UnknownNameError
-from sparsify.registry import canonical, explain, names, unknown
+from sparsify.registry import explain, find, unknown
 
 DEFAULT = "lenet-300-100-digits"  # trains on data that ships with the package
 
@@ -112,10 +112,10 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Self:
-        _known("architectures", "model", self.model.name)
-        _known("data", "data set", self.data.name)
-        _known("methods", "method", self.topology.method)
-        _known("topology/distributions", "distribution", self.topology.distribution)
+        find("architectures", self.model.name)
+        find("data", self.data.name)
+        find("methods", self.topology.method)
+        find("topology/distributions", self.topology.distribution)
         return self
 
     def steps(self, samples: int) -> int:
@@ -146,7 +146,7 @@ def load_recipe(source: str | Path | None = None, changes: Sequence[str] = ()) -
     changes: "section.key=value" each, as in `--set`; values are TOML, bare words are strings.
     Raises RecipeError with every finding, one a line.
     """
-    path = _find(DEFAULT if source is None else str(source))
+    path = _path(DEFAULT if source is None else str(source))
     try:
         table = tomllib.loads(path.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -185,20 +185,16 @@ def _lines(details: Sequence[Any]) -> Any:
     return [{key: detail[key] for key in kept if key in detail} for detail in details]
 
 
-def _find(source: str) -> Path:
+def _path(source: str) -> Path:
     if source.endswith(".toml"):
         path = Path(source)
         if not path.is_file():
-            raise RecipeError(f"There is no recipe file {path}. Check the path, or name one of: {', '.join(recipe_names())}.")
+            known = ", ".join(recipe_names())
+            raise RecipeError(f"There is no recipe file {path}. Check the path, or name one of: {known}.")
         return path
     if source not in recipe_names():
         raise UnknownNameError(unknown("recipe", source, recipe_names()))
     return folder() / f"{source}.toml"
-
-
-def _known(kind: str, what: str, name: str) -> None:
-    if canonical(name) not in names(kind):
-        raise ValueError(unknown(what, name, names(kind)))
 
 
 def _apply(table: dict[str, Any], change: str) -> None:

@@ -31,16 +31,21 @@ def names(folder: str) -> list[str]:
     return sorted(module.name for module in found if not module.name.startswith("_"))
 
 
-def load(folder: str, name: str) -> ModuleType:
-    """Import the part `name` of `folder`; dashes and capitals do not matter.
+def find(folder: str, name: str) -> str:
+    """The part's file name from whatever a user typed: "RigL" and "erdos-renyi" are accepted.
 
     Raises UnknownNameError, with the nearest names, where there is no such file.
     """
-    known = names(folder)
-    plain = canonical(name)
+    known, plain = names(folder), canonical(name)
     if plain not in known:
-        raise UnknownNameError(unknown(folder.rsplit("/", 1)[-1].removesuffix("s").replace("_", " "), name, known))
-    return importlib.import_module(f"sparsify.{folder.replace('/', '.')}.{plain}")
+        what = folder.rsplit("/", 1)[-1].removesuffix("s")
+        raise UnknownNameError(unknown("data set" if what == "data" else what, name, known))
+    return plain
+
+
+def load(folder: str, name: str) -> ModuleType:
+    """Import the part `name` of `folder`. Raises UnknownNameError where there is no such file."""
+    return importlib.import_module(f"sparsify.{folder.replace('/', '.')}.{find(folder, name)}")
 
 
 def load_class(folder: str, name: str, base: type[T]) -> type[T]:
@@ -57,7 +62,7 @@ def load_class(folder: str, name: str, base: type[T]) -> type[T]:
 
 
 def canonical(name: str) -> str:
-    """A part's file name from whatever a user typed: "RigL" and "erdos-renyi" are accepted."""
+    """A name as files and classes are called: lower case, no dashes."""
     return name.strip().lower().replace("-", "_")
 
 
@@ -102,5 +107,7 @@ def _finding(detail: ErrorDetails, section: str) -> str:
     path = ".".join(str(part) for part in (section, *detail["loc"]) if part != "")
     if detail["type"] == "missing":
         return f"The recipe lacks the key '{path}'."
-    reason = detail["msg"].removeprefix("Value error, ")
+    reason = detail["msg"].removeprefix("Value error, ").rstrip(".")
+    if isinstance(detail["input"], Mapping):  # a whole section: the reason names the keys
+        return f"[{path}]: {reason}."
     return f"'{path}' = {detail['input']!r} is not possible: {reason[:1].lower()}{reason[1:]}."

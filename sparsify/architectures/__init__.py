@@ -21,7 +21,5 @@ def build(name: str, options: Mapping[str, Any], input_shape: tuple[int, ...], c
     Raises UnknownNameError for the name and RecipeError for an option.
     """
     module: Any = registry.load("architectures", name)
-    model: nn.Module = registry.configure(
-        module.build, "model", options, input_shape=input_shape, classes=classes
-    )
+    model: nn.Module = registry.configure(module.build, "model", options, input_shape=input_shape, classes=classes)
     return model

@@ -109,7 +109,13 @@ def benchmark(
                         watch(done + turn, total)
             done += len(contenders) * (rounds + 1)
             rows += [_row(subject, batch, *contenders[i : i + 2]) for i in range(0, len(contenders), 2)]
-    protocol = {"batch": batch, "threads": threads, "rounds": rounds, "seconds": seconds, "reference": REFERENCE}
+    protocol = {
+        "batch": batch,
+        "threads": threads,
+        "rounds": rounds,
+        "seconds": seconds,
+        "reference": REFERENCE,
+    }
     return Report(rows, left_out, machine, largest_error, protocol)
 
 

@@ -31,7 +31,14 @@ class Contender:
     process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "sparsify.bench.worker", self.runtime, str(self.model), str(self.threads)]
+        command = [
+            sys.executable,
+            "-m",
+            "sparsify.bench.worker",
+            self.runtime,
+            str(self.model),
+            str(self.threads),
+        ]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )

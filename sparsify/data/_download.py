@@ -63,9 +63,7 @@ def _fetch(folder: Path, address: str, name: str, files: Mapping[str, str]) -> P
     return _retrieve(folder, address, name, files[name], folder, None, contents=list(files))
 
 
-def _retrieve(
-    folder: Path, address: str, name: str, md5: str, into: Path, processor: Any, contents: list[str]
-) -> Path:
+def _retrieve(folder: Path, address: str, name: str, md5: str, into: Path, processor: Any, contents: list[str]) -> Path:
     bar = _Bar(name)
     try:
         into.mkdir(parents=True, exist_ok=True)

@@ -15,9 +15,7 @@ ARCHIVE, MD5 = "cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530"
 TRAIN = [f"data_batch_{i}.bin" for i in range(1, 6)]
 TEST = ["test_batch.bin"]
 RECORD = 1 + 3 * 32 * 32  # a label and three planes
-INFO = DataInfo(
-    (3, 32, 32), classes=10, train_samples=50_000, mean=(125.3, 123.0, 113.9), std=(63.0, 62.1, 66.7)
-)
+INFO = DataInfo((3, 32, 32), classes=10, train_samples=50_000, mean=(125.3, 123.0, 113.9), std=(63.0, 62.1, 66.7))
 
 
 def load(folder: Path, augment: bool = True) -> Dataset:

@@ -14,7 +14,7 @@ import numpy as np
 
 from sparsify import registry
 from sparsify.errors import FormatError
-from sparsify.formats._metadata import Metadata
+from sparsify.formats._metadata import Metadata as Metadata
 from sparsify.topology.costs import Layer
 from sparsify.topology.digest import mask_digest
 

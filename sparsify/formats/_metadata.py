@@ -11,7 +11,6 @@ from sparsify.errors import FormatError
 from sparsify.registry import explain
 
 KEY = "sparsify"
-VERSION = 1
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Size = Annotated[int, Field(ge=0)]
@@ -44,7 +43,7 @@ class Network(_Record):
 class Metadata(_Record):
     """The whole record. The recipe in it names parts of this package, which are looked up, never imported."""
 
-    version: Literal[1] = VERSION
+    version: Literal[1] = 1
     producer: str  # program and version
     origin: Literal["trained", "in training", "initialised", "densified"]
     network: Network
@@ -78,4 +77,3 @@ def parse_metadata(text: str, path: object) -> Metadata:
             f"The metadata in {path} is not what sparsify writes:\n{explain(error)}\n"
             f"The file was changed, or comes from a newer release. Export it again."
         ) from None
-

@@ -6,7 +6,6 @@ recipe: `training/step.py` alone decides the order of mask update, optimizer ste
 
 from __future__ import annotations
 
-from abc import ABC
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -24,7 +23,7 @@ class Connections:
     generator: torch.Generator  # for random choices; on the CPU, the same on every rank
 
 
-class Method(ABC):
+class Method:
     """What all methods share: by default the connections chosen at the start stay."""
 
     sparse: ClassVar[bool] = True  # False: every weight exists whatever sparsity is asked for

@@ -49,8 +49,5 @@ def random_masks(shapes: Shapes, distribution: str, sparsity: float, generator: 
     """Random masks with exactly the counts that the distribution allocates."""
     shares = allocate(distribution, shapes, sparsity)
     return Masks(
-        {
-            name: random_mask(shape, count_nonzeros(shape, shares[name]), generator)
-            for name, shape in shapes.items()
-        }
+        {name: random_mask(shape, count_nonzeros(shape, shares[name]), generator) for name, shape in shapes.items()}
     )

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsify.data import Dataset, load_data
+from sparsify.data import load_data
 from sparsify.errors import DivergedError, InterruptedTraining, RecipeError
 from sparsify.files import write_json
 from sparsify.formats import load_format
@@ -92,10 +92,10 @@ def training(
     model.to(place)
     state = TrainState(model, build_optimizer(model, recipe.optimizer), masks.to(place))
     window, kept = Window(torch.zeros((), device=place)), 0
-    if (folder / run_folder.CHECKPOINT).is_file():
-        state, window, kept = load_checkpoint(folder / run_folder.CHECKPOINT, state)
-    elif not resume:
+    if not resume:
         run_folder.create(folder, recipe)
+    elif (folder / run_folder.CHECKPOINT).is_file():
+        state, window, kept = load_checkpoint(folder / run_folder.CHECKPOINT, state)
     topology = _topology(recipe, steps)
 
     with Metrics(folder, kept, state.step) as metrics, interrupts() as stop_asked:
@@ -135,7 +135,7 @@ def training(
 
 
 def choose_device(name: str) -> torch.device:
-    """"auto" is CUDA where there is one. Raises RecipeError for a device that is not there."""
+    """ "auto" is CUDA where there is one. Raises RecipeError for a device that is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -181,9 +181,7 @@ def _backward(model: nn.Module, batch: tuple[Tensor, Tensor], recipe: Recipe) ->
     for inputs, labels in zip(*(part.chunk(settings.accumulate) for part in batch), strict=True):
         with autocast:
             outputs = model(inputs)
-        loss = nn.functional.cross_entropy(
-            outputs.float(), labels, label_smoothing=settings.label_smoothing
-        )
+        loss = nn.functional.cross_entropy(outputs.float(), labels, label_smoothing=settings.label_smoothing)
         (loss / settings.accumulate).backward()
         total += loss.detach() / settings.accumulate
     return total

@@ -1,9 +1,9 @@
 """One training step. This file alone orders mask update, optimizer step and reset of moments.
 
-    gradient of the whole batch
-      update due and the method replaces the step:  masks <- update;  no gradient step
-      otherwise:  gradients masked -> clipped -> optimizer step -> weights masked;  update if one is due
-    after an update: new weights and all their optimizer slots are 0
+gradient of the whole batch
+  update due and the method replaces the step:  masks <- update;  no gradient step
+  otherwise:  gradients masked -> clipped -> optimizer step -> weights masked;  update if one is due
+after an update: new weights and all their optimizer slots are 0
 """
 
 from __future__ import annotations

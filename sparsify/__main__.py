@@ -1,0 +1,5 @@
+"""`python -m sparsify`, which is also what torchrun starts."""
+
+from sparsify.cli import main
+
+main()

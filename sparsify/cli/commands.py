@@ -1,0 +1,185 @@
+"""The commands and their options."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from sparsify import __version__
+from sparsify.errors import RecipeError
+
+app = typer.Typer(
+    name="sparsify",
+    help="Train neural networks sparse from scratch, export them, and measure what sparsity buys.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe, as optimizer.lr=0.05."),
+]
+Method = Annotated[str | None, typer.Option(help="rigl, set, static, dense: a file of sparsify/methods/.")]
+Distribution = Annotated[str | None, typer.Option(help="uniform, erdos-renyi, erdos-renyi-kernel.")]
+Sparsity = Annotated[float | None, typer.Option(help="Share of weights that are zero, 0 <= s < 1.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of initialisation, masks, data order and growth.")]
+Source = Annotated[str, typer.Argument(help="A run folder, a model file, or a recipe.")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"sparsify {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def train(
+    recipe: Annotated[
+        str | None, typer.Argument(help="A recipe's name or TOML file; by default the embedded one.")
+    ] = None,
+    method: Method = None,
+    distribution: Distribution = None,
+    sparsity: Sparsity = None,
+    epochs: Annotated[float | None, typer.Option(help="Length of training; schedules stretch with it.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Length of training in optimizer steps.")] = None,
+    seed: Seed = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of the data sets [default: $SPARSIFY_DATA or ~/data].")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder [default: runs/RECIPE-METHOD-SPARSITY-seedN].")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out from its checkpoint.")] = False,
+    set: Set = None,
+    json: Json = False,
+) -> None:
+    """Train a recipe's network sparse from scratch, or continue a run."""
+    from sparsify.cli.progress import train_with_progress
+    from sparsify.recipe import load_recipe
+
+    if epochs is not None and steps is not None:
+        raise RecipeError("Give --epochs or --steps, not both.")
+    changes = _changes(
+        set,
+        {
+            "topology.method": method,
+            "topology.distribution": distribution,
+            "topology.sparsity": sparsity,
+            "training.epochs": epochs,
+            "training.steps": steps,
+            "training.seed": seed,
+        },
+    )
+    own = recipe is None and not changes and resume and out is not None
+    chosen = None if own else load_recipe(recipe, changes)
+    result = train_with_progress(chosen, out, data, device, resume, quiet=json)
+    if json:
+        _print_json({"folder": str(result.folder), **result.line})
+
+
+@app.command()
+def inspect(
+    source: Source,
+    method: Method = None,
+    distribution: Distribution = None,
+    sparsity: Sparsity = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the densities into FILE.svg, .png or .pdf.")] = None,
+    set: Set = None,
+    json: Json = False,
+) -> None:
+    """Show where the weights of a recipe, a run or a model file are, and what they cost."""
+    from sparsify.report.inspection import inspect as look
+    from sparsify.report.plots import plot_inspection
+    from sparsify.report.tables import inspection_table
+
+    found = look(source, _topology_changes(set, method, distribution, sparsity))
+    if plot is not None:
+        plot_inspection(found, plot)
+    if json:
+        _print_json(dataclasses.asdict(found))
+    else:
+        console = Console(highlight=False)
+        console.print(inspection_table(found, console.width))
+
+
+@app.command()
+def export(
+    source: Source,
+    format: Annotated[str | None, typer.Option(help="onnx or safetensors [default: by --out, else onnx].")] = None,
+    out: Annotated[Path | None, typer.Option(help="File to write [default: the source's name, here].")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+    method: Method = None,
+    distribution: Distribution = None,
+    sparsity: Sparsity = None,
+    seed: Seed = None,
+    set: Set = None,
+    json: Json = False,
+) -> None:
+    """Write a run as a model file; a recipe gives a freshly initialised, masked model for benchmarks."""
+    from sparsify.sources import export as write
+
+    changes = _topology_changes(set, method, distribution, sparsity, seed)
+    written = write(source, format, out, force=force, changes=changes)
+    if json:
+        _print_json({**dataclasses.asdict(written), "path": str(written.path)})
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"Wrote {written.path}: {written.size:,} bytes, mask digest {written.digest}")
+    if written.relative_error is not None:
+        console.print(f"Checked in onnxruntime against torch: relative error {written.relative_error:.1e}")
+
+
+@app.command()
+def bench(
+    sources: Annotated[list[str], typer.Argument(help="Model files, run folders or recipes.")],
+    runtime: Annotated[list[str] | None, typer.Option(help="Time this runtime only; may be repeated.")] = None,
+    batch: Annotated[int, typer.Option(help="Samples a call.")] = 1,
+    threads: Annotated[int | None, typer.Option(help="CPU threads [default: all cores].")] = None,
+    rounds: Annotated[int, typer.Option(help="Turns that each runtime gets.")] = 7,
+    seconds: Annotated[float, typer.Option(help="Length of a turn.")] = 0.3,
+    sparsity: Sparsity = None,
+    set: Set = None,
+    json: Json = False,
+) -> None:
+    """Time models in every installed runtime, each beside its dense twin; outputs are compared first."""
+    from sparsify.cli.progress import benchmark_with_progress
+    from sparsify.report.tables import bench_table
+
+    options = {"batch": batch, "threads": threads, "rounds": rounds, "seconds": seconds}
+    changes = _topology_changes(set, None, None, sparsity)
+    report = benchmark_with_progress(sources, runtime, options, changes, quiet=json)
+    if json:
+        _print_json(dataclasses.asdict(report))
+    else:
+        Console(highlight=False).print(bench_table(report))
+
+
+def _topology_changes(
+    given: list[str] | None,
+    method: str | None,
+    distribution: str | None,
+    sparsity: float | None,
+    seed: int | None = None,
+) -> list[str]:
+    flags = {"topology.method": method, "topology.distribution": distribution, "topology.sparsity": sparsity}
+    return _changes(given, {**flags, "training.seed": seed})
+
+
+def _changes(given: list[str] | None, flags: dict[str, Any]) -> list[str]:
+    """--set as it was given, then the plain flags, as "section.key=value"."""
+    plain = [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
+    return [*(given or []), *plain]
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2))

@@ -1,0 +1,99 @@
+"""Progress bars for the commands that take long."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from sparsify.bench.benchmark import Report, benchmark
+from sparsify.recipe import Recipe
+from sparsify.training.loop import Progress as Step
+from sparsify.training.loop import Result, train
+from sparsify.training.run_folder import MODEL
+
+
+class _Bar:
+    """A progress bar that appears with the first step, so that an error before it stands alone."""
+
+    def __init__(self, *columns: ProgressColumn, console: Console, quiet: bool) -> None:
+        hidden = quiet or not console.is_terminal
+        self._progress = Progress(*columns, console=console, disable=hidden, transient=True)
+        self._task = self._progress.add_task("", total=None)
+
+    def show(self, done: int, total: int, description: str) -> None:
+        self._progress.start()
+        self._progress.update(self._task, completed=done, total=total, description=description)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._progress.live.is_started:
+            self._progress.stop()
+
+
+def train_with_progress(
+    recipe: Recipe | None, out: Path | None, data: Path | None, device: str, resume: bool, quiet: bool
+) -> Result:
+    """`train` with a live line: step, time, loss, accuracy, sparsity, drop fraction."""
+    console = Console(quiet=quiet, highlight=False, soft_wrap=True)
+    times = (TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (BarColumn(24), MofNCompleteColumn(), *times, TextColumn("{task.description}"))
+    accuracy = ""
+
+    with _Bar(*columns, console=console, quiet=quiet) as bar:
+
+        def watch(step: Step) -> None:
+            nonlocal accuracy
+            if "test_accuracy" in step.line:
+                accuracy = f"accuracy {step.line['test_accuracy']:.2%}"
+            description = _describe(step.line, accuracy)
+            bar.show(step.step, step.steps, description)
+            if not console.is_terminal and step.line.get("step") == step.step and "test_accuracy" in step.line:
+                console.print(f"step {step.step} of {step.steps}  {description}")
+
+        result = train(recipe, out, data=data, device=device, resume=resume, watch=watch)
+    line = result.line
+    console.print(
+        f"Test accuracy {line['test_accuracy']:.2%} at {line['sparsity']:.2%} sparsity after {line['step']:,} steps "
+        f"and {line['updates']} mask updates. Model: {result.folder / MODEL}"
+    )
+    return result
+
+
+def benchmark_with_progress(
+    sources: Sequence[str],
+    runtimes: Sequence[str] | None,
+    options: dict[str, Any],
+    changes: Sequence[str],
+    quiet: bool,
+) -> Report:
+    """`benchmark` with a bar over its turns."""
+    columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn())
+    with _Bar(*columns, console=Console(), quiet=quiet) as bar:
+
+        def watch(turn: int, turns: int) -> None:
+            bar.show(turn, turns, "turns")
+
+        return benchmark(sources, runtimes, changes=changes, watch=watch, **options)
+
+
+def _describe(line: dict[str, Any], accuracy: str) -> str:
+    if not line:
+        return ""
+    parts = [f"loss {line['loss']:.4f}", accuracy, f"sparsity {line['sparsity']:.1%}"]
+    if line["drop_fraction"]:
+        parts.append(f"drop {line['drop_fraction']:.2f}")
+    return "  ".join(part for part in parts if part)

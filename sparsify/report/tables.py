@@ -1,0 +1,143 @@
+"""Tables and bars for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from sparsify.bench.benchmark import Report, Row
+from sparsify.bench.statistics import Interval
+from sparsify.report.inspection import Inspection, LayerRow
+
+EIGHTHS = " ▏▎▍▌▋▊▉█"
+BAR = 6  # characters
+WIDE = 88  # columns that the whole inspection needs
+SHORT = {"erdos_renyi": "ER", "erdos_renyi_kernel": "ERK", "uniform": "unif."}
+
+
+def bar(share: float, width: int = BAR) -> str:
+    """A horizontal bar of `share` (0 to 1) of `width` characters, to an eighth of a character."""
+    eighths = round(min(max(share, 0.0), 1.0) * width * 8)
+    full, rest = divmod(eighths, 8)
+    return ("█" * full + (EIGHTHS[rest] if rest else "")).ljust(width)
+
+
+def inspection_table(found: Inspection, width: int = WIDE) -> RenderableType:
+    """Layers with their density as bars, the distributions beside it, and the totals.
+
+    width: columns of the terminal; a narrow one does not show the bytes of each layer.
+    """
+    table = Table(title=f"{found.source}: {_headline(found)}", title_justify="left", box=box.SIMPLE_HEAD)
+    table.padding = (0, 1, 0, 0)
+    table.add_column("layer", overflow="fold", min_width=12)
+    table.add_column("shape", no_wrap=True)
+    table.add_column("density", no_wrap=True)
+    numbers = [SHORT.get(name, name) for name in _distributions(found)]
+    numbers += ["nnz", "FLOPs", "bytes"] if width >= WIDE else ["nnz", "FLOPs"]
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
+    for layer in found.layers:
+        table.add_row(*list(_layer_cells(layer, found))[: len(table.columns)])
+    return Group(table, Text(_totals(found)))
+
+
+def bench_table(report: Report) -> RenderableType:
+    """Rows of a benchmark, the verdicts in words, and what was left out."""
+    table = Table(title=_machine(report), title_justify="left", box=box.SIMPLE_HEAD)
+    table.padding = (0, 1, 0, 0)
+    table.add_column("model", overflow="fold", min_width=12)
+    for name in ("zeros", "runtime", "sparse ms", "dense ms", "speed-up"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in report.rows:
+        ratio = row.speed_up
+        table.add_row(
+            row.source,
+            f"{row.sparsity:.1%}",
+            row.runtime,
+            _spread(row.sparse_ms),
+            _spread(row.dense_ms),
+            f"{ratio.median:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]",
+        )
+    notes = [f"{row.source} in {row.version}: {row.verdict}." for row in report.rows]
+    notes += [f"Left out: {what}, because {why}." for what, why in report.left_out.items()]
+    notes += [
+        f"Medians of {report.protocol['rounds']} rounds, ± the largest deviation of a round; the dense twin is the "
+        f"same network without zeros. Outputs agree to {report.largest_error:.0e} (relative)."
+    ]
+    return Group(table, Text("\n".join(notes + _noise(report.rows))))
+
+
+def human_count(count: int) -> str:
+    """Three digits and a unit of 1000: 1.23M. 1 MB is 1,000,000 bytes, as in the paper."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            value = count / size
+            return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f}{unit}"
+    return str(count)
+
+
+def _headline(found: Inspection) -> str:
+    facts = found.facts
+    if "method" not in facts:
+        return f"written by {facts['origin']}"
+    return (
+        f"{facts['model']['name']} for {facts['data']}, {facts['origin']}, {facts['method']}, {facts['distribution']}"
+    )
+
+
+def _distributions(found: Inspection) -> list[str]:
+    return list(found.layers[0].densities) if found.layers else []
+
+
+def _layer_cells(layer: LayerRow, found: Inspection) -> Iterable[str]:
+    yield layer.name.removesuffix(".weight")
+    yield "x".join(map(str, layer.shape))
+    yield f"{bar(layer.density)} {layer.density:6.1%}"
+    for name in _distributions(found):
+        yield f"{layer.densities[name]:.1%}"
+    yield human_count(layer.nonzeros)
+    yield human_count(layer.flops) if layer.flops is not None else "?"
+    yield human_count(layer.bytes)
+
+
+def _totals(found: Inspection) -> str:
+    lines = [
+        f"Sparsity {found.sparsity:.4%}: {found.nonzeros:,} of {found.weights:,} weights, "
+        f"{human_count(found.bytes)}B instead of {human_count(found.dense_bytes)}B."
+    ]
+    if found.flops is not None and found.dense_flops:
+        others = ", ".join(
+            f"{SHORT.get(name, name)} {flops / found.dense_flops:.3f}x"
+            for name, flops in found.distribution_flops.items()
+        )
+        lines.append(
+            f"FLOPs of one sample: {human_count(found.flops)}, {found.flops / found.dense_flops:.3f}x of the dense "
+            f"network's {human_count(found.dense_flops)} (at this sparsity: {others})."
+        )
+    results = found.facts.get("results", {})
+    if "test_accuracy" in results:
+        lines.append(f"Test accuracy {results['test_accuracy']:.2%} after {results['steps']:,} steps.")
+    lines.append(f"Mask digest {found.mask_digest}")
+    return "\n".join(lines)
+
+
+def _machine(report: Report) -> str:
+    machine = report.machine
+    isa = next((name for name in ("avx512f", "avx2", "asimd") if name in machine["isa"]), "no vector extension known")
+    return f"{machine['cpu']}, {isa}, {machine['threads']} threads, batch {report.protocol['batch']}"
+
+
+def _spread(value: Interval) -> str:
+    deviation = max(value.high - value.median, value.median - value.low) / value.median
+    return f"{value.median:.3g} ±{deviation:.0%}"
+
+
+def _noise(rows: list[Row]) -> list[str]:
+    widest = max((row.sparse_ms.high / row.sparse_ms.low for row in rows), default=1.0)
+    if widest < 1.5:
+        return []
+    return [f"This machine is noisy: rounds of the same thing differ by up to {widest:.1f}x. Close other programs."]
