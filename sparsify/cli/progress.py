@@ -51,17 +51,19 @@ def train_with_progress(
     console = Console(quiet=quiet, highlight=False, soft_wrap=True)
     times = (TimeElapsedColumn(), TimeRemainingColumn())
     columns = (BarColumn(24), MofNCompleteColumn(), *times, TextColumn("{task.description}"))
-    accuracy = ""
+    accuracy, printed = "", 0
 
     with _Bar(*columns, console=console, quiet=quiet) as bar:
 
         def watch(step: Step) -> None:
-            nonlocal accuracy
+            nonlocal accuracy, printed
             if "test_accuracy" in step.line:
                 accuracy = f"accuracy {step.line['test_accuracy']:.2%}"
             description = _describe(step.line, accuracy)
             bar.show(step.step, step.steps, description)
-            if not console.is_terminal and step.line.get("step") == step.step and "test_accuracy" in step.line:
+            evaluated = "test_accuracy" in step.line and step.line["step"] > printed
+            if evaluated and not console.is_terminal:
+                printed = step.step
                 console.print(f"step {step.step} of {step.steps}  {description}")
 
         result = train(recipe, out, data=data, device=device, resume=resume, watch=watch)

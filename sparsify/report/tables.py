@@ -84,9 +84,8 @@ def _headline(found: Inspection) -> str:
     facts = found.facts
     if "method" not in facts:
         return f"written by {facts['origin']}"
-    return (
-        f"{facts['model']['name']} for {facts['data']}, {facts['origin']}, {facts['method']}, {facts['distribution']}"
-    )
+    network = f"{facts['model']['name']} for {facts['data']}"
+    return f"{network}, {facts['origin']}, {facts['method']}, {facts['distribution']}"
 
 
 def _distributions(found: Inspection) -> list[str]:
