@@ -4,7 +4,7 @@ from typing import final
 
 from torch import Tensor
 
-from sparsify.methods import Connections, Method
+from sparsify.methods import Connections, Method, gradient_magnitude
 
 
 @final
@@ -19,5 +19,4 @@ class RigL(Method):
     replaces_step = True
 
     def grow_score(self, layer: Connections) -> Tensor:
-        assert layer.gradient is not None
-        return layer.gradient.abs()
+        return gradient_magnitude(layer)

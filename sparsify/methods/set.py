@@ -2,7 +2,6 @@
 
 from typing import final
 
-import torch
 from torch import Tensor
 
 from sparsify.methods import Connections, Method
@@ -18,5 +17,4 @@ class SET(Method):
     updates_masks = True
 
     def grow_score(self, layer: Connections) -> Tensor:
-        random = torch.rand(layer.weight.shape, generator=layer.generator)
-        return random.to(layer.weight.device)
+        return layer.random()

@@ -53,6 +53,12 @@ def count_nonzeros(shape: tuple[int, ...], sparsity: float) -> int:
     return size - math.floor(sparsity * size)
 
 
+def allocate_counts(distribution: str, shapes: Shapes, sparsity: float) -> dict[str, int]:
+    """Weights of each layer that exist by the named distribution; see `allocate`."""
+    shares = allocate(distribution, shapes, sparsity)
+    return {name: count_nonzeros(shape, shares[name]) for name, shape in shapes.items()}
+
+
 def _infeasible(shapes: Shapes, sparsity: float) -> str:
     total = sum(math.prod(shape) for shape in shapes.values())
     largest = 1 - len(shapes) / total if total else 0.0

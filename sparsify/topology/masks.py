@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from sparsify.topology.densities import Shapes, allocate, count_nonzeros
+from sparsify.topology.densities import Shapes, allocate_counts
 from sparsify.topology.digest import mask_digest
 from sparsify.topology.select import random_mask
 
@@ -30,7 +31,19 @@ class Masks(Mapping[str, Tensor]):
 
     def nonzeros(self) -> dict[str, int]:
         """Connections of each layer."""
+        return dict(self._nonzeros)
+
+    @cached_property
+    def _nonzeros(self) -> dict[str, int]:  # asked for at every step, and masks never change in place
         return {name: int(mask.sum()) for name, mask in self.items()}
+
+    def active_neurons(self) -> dict[str, Tensor]:
+        """Output neurons or channels that have a connection: [out] bool by the weight's name."""
+        return {name: mask.flatten(1).any(1) for name, mask in self.items()}
+
+    def __or__(self, other: Masks) -> Masks:
+        """Connections that exist in either."""
+        return Masks({name: mask | other[name] for name, mask in self.items()})
 
     def sparsity(self) -> float:
         """Share of the sparse-able weights that do not exist."""
@@ -45,9 +58,12 @@ class Masks(Mapping[str, Tensor]):
         return Masks({name: mask.to(device) for name, mask in self.items()})
 
 
-def random_masks(shapes: Shapes, distribution: str, sparsity: float, generator: torch.Generator) -> Masks:
-    """Random masks with exactly the counts that the distribution allocates."""
-    shares = allocate(distribution, shapes, sparsity)
-    return Masks(
-        {name: random_mask(shape, count_nonzeros(shape, shares[name]), generator) for name, shape in shapes.items()}
-    )
+Draw = Callable[[tuple[int, ...], int, torch.Generator], Tensor]  # shape, connections, generator -> mask
+
+
+def random_masks(
+    shapes: Shapes, distribution: str, sparsity: float, generator: torch.Generator, draw: Draw = random_mask
+) -> Masks:
+    """Random masks with the counts that the distribution allocates; exactly these, unless `draw` has a pattern."""
+    counts = allocate_counts(distribution, shapes, sparsity)
+    return Masks({name: draw(tuple(shape), counts[name], generator) for name, shape in shapes.items()})

@@ -33,3 +33,20 @@ class UpdateSchedule:
         if not self.t_end or step > self.t_end:
             return 0.0
         return self.alpha * DECAYS[self.decay](step / self.t_end, self.power)
+
+    def last_update(self) -> int:
+        """The last update step, 0 where there is none."""
+        return self.t_end - self.t_end % self.delta_t
+
+    def progress(self, step: int) -> float:
+        """Share of the time until the last update that has passed, 0 to 1."""
+        last = self.last_update()
+        return min(1.0, step / last) if last else 0.0
+
+
+def cubic_count(initial: int, final: int, progress: float) -> int:
+    """Connections left on the way from `initial` to `final`: n_f + (n_i - n_f) (1 - progress)^3.
+
+    Fast at first, when many connections are redundant, and slow at the end (Zhu and Gupta 2018, equation 1).
+    """
+    return final + math.floor((initial - final) * (1 - progress) ** 3)
