@@ -116,10 +116,11 @@ def training(
                     line["test_loss"], line["test_accuracy"] = evaluate(state.model, dataset)
                 metrics.write(line)
                 window = Window(torch.zeros((), device=place), grown=state.grown)
-            if evaluating or stop_asked():
+            stopping = stop_asked()  # asked once: a signal that comes later waits for the next step
+            if evaluating or stopping:
                 save_checkpoint(folder / run_folder.CHECKPOINT, state, window, metrics.sync())
             yield Progress(step, steps, line)
-            if stop_asked() and step < steps:
+            if stopping and step < steps:
                 raise InterruptedTraining(
                     f"Stopped after step {step} of {steps}; everything is saved in {folder}. "
                     f"To continue: {run_folder.resume_command(folder)}"
