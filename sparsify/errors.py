@@ -33,6 +33,10 @@ class DivergedError(SparsifyError):
     """Training produced a loss that is not a finite number."""
 
 
+class DistributedError(SparsifyError):
+    """The processes of a run lost touch, or no longer agree."""
+
+
 class InterruptedTraining(SparsifyError):
     """Training was asked to stop (SIGINT, SIGTERM) and has saved its state."""
 

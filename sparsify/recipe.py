@@ -54,6 +54,7 @@ class Topology(Section):
     t_end: Fraction = 0.75  # no updates after this share of training
     schedule: Literal["cosine", "constant", "linear", "inverse_power"] = "cosine"
     power: Positive = 3.0  # exponent of inverse_power
+    options: dict[str, Any] = {}  # the method's own, [topology.options]; see the fields of its class
 
 
 class Training(Section):
@@ -61,8 +62,12 @@ class Training(Section):
 
     epochs: Positive | None = None
     steps: Count | None = None
-    batch_size: Count
-    precision: Literal["float32", "bfloat16"] = "float32"
+    multiplier: Positive = 1.0  # of the length; schedules and t_end stretch with it, delta_t does not
+    batch_size: Count  # over all processes
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    loss_scale: Positive = 65536.0  # that float16 starts with; it adapts
+    ema: Annotated[float, Field(ge=0, lt=1)] | None = None  # decay of the moving average of weights that is kept
+    compile: bool = False  # run the network through torch.compile
     label_smoothing: Fraction = 0.0
     clip_norm: Positive | None = None  # of the gradient of all parameters, masked weights left out
     accumulate: Count = 1  # parts that a batch is computed in; gradients add up
@@ -87,7 +92,9 @@ class Optimizer(Section):
     nesterov: bool | None = None
     betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)] | None = None
     eps: Positive | None = None
+    fused: bool | None = None
     weight_decay: NotNegative = 0.0  # of matrices and kernels; biases and norms are not decayed
+    decoupled: bool = False  # the decay shrinks weights by lr * weight_decay and does not enter the gradient
 
 
 class LearningRate(Section):
@@ -120,10 +127,11 @@ class Recipe(Section):
 
     def steps(self, samples: int) -> int:
         """Optimizer steps of the whole run over a training set of `samples`."""
-        if self.training.steps is not None:
-            return self.training.steps
-        assert self.training.epochs is not None
-        return max(1, math.floor(self.training.epochs * samples / self.training.batch_size))
+        settings = self.training
+        if settings.steps is not None:
+            return max(1, round(settings.multiplier * settings.steps))
+        assert settings.epochs is not None
+        return max(1, math.floor(settings.multiplier * settings.epochs * samples / settings.batch_size))
 
     def to_toml(self) -> str:
         return tomli_w.dumps(self.model_dump(exclude_none=True))

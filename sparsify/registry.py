@@ -11,11 +11,12 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import is_dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from pydantic import ConfigDict, ValidationError, validate_call
+from pydantic import ConfigDict, TypeAdapter, ValidationError, validate_call
 from pydantic_core import ErrorDetails
 
 from sparsify.errors import RecipeError, UnknownNameError
@@ -80,7 +81,7 @@ def unknown(what: str, name: str, known: Iterable[str]) -> str:
 
 
 def configure(factory: Callable[..., T], section: str, options: Mapping[str, Any], **given: Any) -> T:
-    """Call `factory` (a class or function) with a recipe section's options, types checked.
+    """Call `factory`, a function or a dataclass, with a recipe section's options, types checked.
 
     `given` are the arguments that the program itself supplies. Raises RecipeError that names the key.
     """
@@ -89,9 +90,13 @@ def configure(factory: Callable[..., T], section: str, options: Mapping[str, Any
     for key in options:
         if key not in settable:
             raise RecipeError(unknown(f"key in [{section}]", key, settable))
-    checked = validate_call(config=ConfigDict(arbitrary_types_allowed=True))(factory)
     try:
-        return checked(**given, **options)
+        if is_dataclass(factory):
+            made: T = TypeAdapter(factory).validate_python({**given, **options})  # type: ignore[assignment]
+            return made
+        if not parameters:  # nothing to check, and pydantic checks no plain classes
+            return factory()
+        return validate_call(config=ConfigDict(arbitrary_types_allowed=True))(factory)(**given, **options)
     except ValidationError as error:
         raise RecipeError(explain(error, section)) from None
     except ValueError as error:

@@ -25,11 +25,10 @@ class Block(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """Three groups of (depth - 4) / 6 blocks with 16, 32 and 64 times `width` channels."""
+    """Three groups of (depth - 4) / 6 blocks with widths[1], widths[2] and widths[3] channels."""
 
-    def __init__(self, channels: int, classes: int, depth: int, width: int, dropout: float) -> None:
+    def __init__(self, channels: int, classes: int, depth: int, widths: list[int], dropout: float) -> None:
         super().__init__()
-        widths = [16, 16 * width, 32 * width, 64 * width]
         self.stem = nn.Conv2d(channels, widths[0], 3, 1, 1, bias=False)
         blocks = [
             Block(widths[group] if first else widths[group + 1], widths[group + 1], stride, dropout)
@@ -50,11 +49,23 @@ class WideResNet(nn.Module):
 
 
 def build(
-    input_shape: tuple[int, int, int], classes: int, depth: int = 22, width: int = 2, dropout: float = 0.0
+    input_shape: tuple[int, int, int],
+    classes: int,
+    depth: int = 22,
+    width: int = 2,
+    dropout: float = 0.0,
+    width_multiplier: float = 1.0,
 ) -> nn.Module:
-    """WRN-depth-width; depth is 6 n + 4. WRN-22-2 is the paper's network for CIFAR-10."""
+    """WRN-depth-width; depth is 6 n + 4. WRN-22-2 is the paper's network for CIFAR-10.
+
+    width_multiplier: on top of `width`, a factor on every layer's channels, the stem's too.
+    """
     if depth < 10 or depth % 6 != 4:
         raise ValueError(f"depth = {depth} must be 6 n + 4, such as 10, 16, 22, 28 or 40")
     if width < 1 or not 0 <= dropout < 1:
         raise ValueError(f"width = {width} must be at least 1 and dropout = {dropout} below 1")
-    return WideResNet(input_shape[0], classes, depth, width, dropout)
+    if width_multiplier <= 0:
+        raise ValueError(f"width_multiplier = {width_multiplier} must be positive")
+    channels = (16, 16 * width, 32 * width, 64 * width)
+    widths = [max(1, round(width_multiplier * count)) for count in channels]
+    return WideResNet(input_shape[0], classes, depth, widths, dropout)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sparsify.methods import Connections, Memory, Method
 from sparsify.topology.connections import Moment, Network
-from sparsify.topology.reallocate import Score, keep_largest, keep_largest_overall
+from sparsify.topology.reallocate import keep_largest, keep_largest_overall
 
 
 @final
@@ -27,6 +27,9 @@ class SNIP(Method):
     @property
     def moves_between_layers(self) -> bool:  # type: ignore[override]
         return self.scope == "network"
+
+    def initial_sparsity(self, sparsity: float) -> float:
+        return 0.0
 
     def update(self, network: Network, moment: Moment, memory: Memory) -> tuple[dict[str, Tensor], Memory]:
         counts = network.map(lambda layer: layer.final)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
+
+N = TypeVar("N", int, float)
 
 
 @dataclass(frozen=True)
@@ -42,3 +45,48 @@ def sparse_bytes(layers: Iterable[Layer], nonzeros: Mapping[str, int]) -> int:
         positions = math.ceil(layer.size / 8) if count < layer.size else 0
         total += 4 * count + positions + 4 * layer.shape[0]
     return total
+
+
+def step_flops(sparse: N, dense: N) -> N:
+    """FLOPs of one sample in a training step: 2 f_S + f_D, or 3 f_S with f_S in the place of f_D.
+
+    Forward and the gradient of the activations cost f_S each. The gradient of the weights costs f_D where it
+    is wanted for every weight, and f_S where it is wanted for those that exist (Evci et al. 2020, appendix H).
+    """
+    return 2 * sparse + dense
+
+
+def mean_step_flops(sparse: float, dense: float, delta_t: int, at_updates: bool, at_every_step: bool) -> float:
+    """FLOPs of one sample in a training step, on average over training.
+
+    sparse: f_S, averaged over training where it changes. at_updates: dense gradients are wanted every
+    delta_t steps, which gives (3 f_S ΔT + 2 f_S + f_D) / (ΔT + 1), as for RigL; at_every_step: always, which
+    gives 2 f_S + f_D, as for SNFS; otherwise 3 f_S (Evci et al. 2020, appendix H).
+    """
+    if at_every_step:
+        return step_flops(sparse, dense)
+    if at_updates:
+        return (step_flops(sparse, sparse) * delta_t + step_flops(sparse, dense)) / (delta_t + 1)
+    return step_flops(sparse, sparse)
+
+
+def format_bytes(layers: Iterable[Layer], nonzeros: Mapping[str, int]) -> dict[str, int]:
+    """Size of weights and biases in float32 by the way in which they can be stored.
+
+    dense: every weight. bitmask: non-zeros and 1 bit a weight (the paper's measure). csr: non-zeros, their
+    columns in 16 bits where these suffice and 32 otherwise, and a row pointer of 32 bits. The sparse ways
+    store a layer densely where that is smaller.
+    """
+    layers = list(layers)
+    dense = {layer.name: 4 * (layer.size + layer.shape[0]) for layer in layers}
+    return {
+        "dense": sum(dense.values()),
+        "bitmask": sparse_bytes(layers, nonzeros),
+        "csr": sum(min(dense[layer.name], _csr_bytes(layer, nonzeros)) for layer in layers),
+    }
+
+
+def _csr_bytes(layer: Layer, nonzeros: Mapping[str, int]) -> int:
+    rows, columns = layer.shape[0], math.prod(layer.shape[1:])
+    index = 2 if columns <= 1 << 16 else 4
+    return nonzeros.get(layer.name, layer.size) * (4 + index) + 4 * (rows + 1) + 4 * rows

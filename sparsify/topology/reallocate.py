@@ -27,19 +27,24 @@ def exchange(network: Network, fraction: float, drop_score: Score, grow_score: S
     return network.map(replace)
 
 
-def keep_largest(network: Network, counts: Mapping[str, int]) -> dict[str, Tensor]:
-    """The `counts[name]` existing connections of largest magnitude in each layer; all, where there are fewer."""
-    return {name: largest(_magnitude(layer), min(counts[name], layer.count)) for name, layer in network.items()}
+def magnitude(layer: Connections) -> Tensor:
+    """Size of each weight."""
+    return layer.weight.abs()
 
 
-def drop_smallest(network: Network, fraction: float) -> dict[str, Tensor]:
-    """The existing connections without the floor(fraction nnz) of smallest magnitude in each layer."""
-    return keep_largest(network, network.map(lambda layer: layer.count - int(fraction * layer.count)))
+def keep_largest(network: Network, counts: Mapping[str, int], score: Score = magnitude) -> dict[str, Tensor]:
+    """The `counts[name]` existing connections of largest score in each layer; all, where there are fewer."""
+    return {name: largest(_existing(layer, score), min(counts[name], layer.count)) for name, layer in network.items()}
 
 
-def keep_largest_overall(network: Network, count: int) -> dict[str, Tensor]:
-    """The `count` existing connections of largest magnitude in the whole network, whatever their layers."""
-    flat = torch.cat([_magnitude(layer).flatten() for layer in network.values()])
+def drop_smallest(network: Network, fraction: float, score: Score = magnitude) -> dict[str, Tensor]:
+    """The existing connections without the floor(fraction nnz) of smallest score in each layer."""
+    return keep_largest(network, network.map(lambda layer: layer.count - int(fraction * layer.count)), score)
+
+
+def keep_largest_overall(network: Network, count: int, score: Score = magnitude) -> dict[str, Tensor]:
+    """The `count` existing connections of largest score in the whole network, whatever their layers."""
+    flat = torch.cat([_existing(layer, score).flatten() for layer in network.values()])
     chosen = largest(flat, min(count, network.count))
     parts = chosen.split([layer.mask.numel() for layer in network.values()])
     return {name: part.reshape(network[name].mask.shape) for name, part in zip(network, parts, strict=True)}
@@ -99,5 +104,5 @@ def _round_to(total: int, weights: Mapping[str, float]) -> dict[str, int]:
     return result
 
 
-def _magnitude(layer: Connections) -> Tensor:
-    return layer.weight.abs().float().masked_fill(~layer.mask, -math.inf)
+def _existing(layer: Connections, score: Score) -> Tensor:
+    return score(layer).float().masked_fill(~layer.mask, -math.inf)

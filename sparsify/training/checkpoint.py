@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pickle
 import zipfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ import torch
 from sparsify.errors import CheckpointError
 from sparsify.files import write_with
 from sparsify.topology.masks import Masks
+from sparsify.training.precision import LossScale
 from sparsify.training.step import TrainState
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass
@@ -29,6 +30,7 @@ class Window:
     loss: torch.Tensor  # sum over the steps, on the device, so that no step waits for it
     steps: int = 0
     grown: int = 0  # connections grown up to the last line
+    dead: dict[str, torch.Tensor] = field(default_factory=dict)  # [out] bool, neurons whose death was told
 
 
 def save_checkpoint(path: Path, state: TrainState, window: Window, metrics_bytes: int) -> None:
@@ -43,7 +45,14 @@ def save_checkpoint(path: Path, state: TrainState, window: Window, metrics_bytes
             "update_pending": state.update_pending,
             "updates": state.updates,
             "grown": state.grown,
+            "churn": state.churn,
+            "flops": state.flops,
+            "memory": dict(state.memory),
+            "momentum": dict(state.momentum),
+            "average": dict(state.average),
         },
+        "explored": dict(state.explored.tensors) if state.explored is not None else None,
+        "loss_scale": vars(state.loss_scale) if state.loss_scale is not None else None,
         "window": vars(window),
         "random": _random_state(),
         "metrics_bytes": metrics_bytes,
@@ -64,7 +73,14 @@ def load_checkpoint(path: Path, state: TrainState) -> tuple[TrainState, Window, 
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(f"{path} does not fit this recipe's model or optimizer: {error}") from None
     _set_random_state(content["random"])
-    state = replace(state, masks=Masks(content["masks"]), **content["progress"])
+    explored, scale = content["explored"], content["loss_scale"]
+    state = replace(
+        state,
+        masks=Masks(content["masks"]),
+        explored=Masks(explored) if explored is not None else None,
+        loss_scale=LossScale(**scale) if scale is not None else None,
+        **content["progress"],
+    )
     return state, Window(**content["window"]), content["metrics_bytes"]
 
 

@@ -10,11 +10,12 @@ from types import FrameType
 
 
 @contextlib.contextmanager
-def interrupts() -> Iterator[Callable[[], bool]]:
+def interrupts(patient: bool = False) -> Iterator[Callable[[], bool]]:
     """A function that tells whether the process was asked to stop.
 
-    The first signal is only noted; a second one acts as it would have without us. Outside the main thread,
-    where Python allows no handlers, nothing is ever noted.
+    The first signal is only noted; a second one acts as it would have without us, unless we are `patient`:
+    torchrun passes on the signal that a terminal has sent to us already. Outside the main thread, where
+    Python allows no handlers, nothing is ever noted.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
@@ -24,6 +25,8 @@ def interrupts() -> Iterator[Callable[[], bool]]:
 
     def note(number: int, frame: FrameType | None) -> None:
         asked.append(number)
+        if patient:
+            return
         for each, handler in before.items():
             signal.signal(each, handler)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -12,23 +12,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsify.data import load_data
-from sparsify.errors import DivergedError, InterruptedTraining, RecipeError
+from sparsify.errors import DivergedError, InterruptedTraining
 from sparsify.files import write_json
 from sparsify.formats import load_format
-from sparsify.recipe import Recipe, load_recipe
-from sparsify.topology.schedules import UpdateSchedule
+from sparsify.recipe import Recipe
+from sparsify.topology.masks import Masks
 from sparsify.training import run_folder
-from sparsify.training.checkpoint import Window, load_checkpoint, save_checkpoint
+from sparsify.training.averaging import averaged
+from sparsify.training.checkpoint import Window, save_checkpoint
+from sparsify.training.distributed import World, join_world
 from sparsify.training.evaluate import evaluate
 from sparsify.training.interrupts import interrupts
 from sparsify.training.learning_rate import learning_rate
-from sparsify.training.metrics import Metrics
-from sparsify.training.optimizer import build_optimizer, set_learning_rate
-from sparsify.training.snapshot import build_network, load_method, snapshot
-from sparsify.training.step import Topology, TrainState, finish_step
+from sparsify.training.metrics import open_metrics
+from sparsify.training.monitoring import active_neurons, deaths, itop_rate
+from sparsify.training.optimizer import set_learning_rate
+from sparsify.training.precision import SMALLEST, LossScale, autocast
+from sparsify.training.snapshot import snapshot
+from sparsify.training.start import Start, choose_device, start_run
+from sparsify.training.step import TrainState, finish_step, start_by_gradient
 
 LOG_EVERY = 50  # steps; the loss is looked at, and may stop the run, as often
+logger = logging.getLogger("sparsify")
 
 
 @dataclass(frozen=True)
@@ -80,44 +85,57 @@ def training(
     device: str = "auto",
     resume: bool = False,
 ) -> Iterator[Progress]:
-    """The run as an iterator over its steps; `train` is this, exhausted."""
-    recipe, folder = _open(recipe, out, resume)
-    place = choose_device(device)
-    dataset = load_data(recipe.data.name, recipe.data.options, data).to(place)
-    steps = recipe.steps(len(dataset.train))
-    settings = recipe.training
+    """The run as an iterator over its steps; `train` is this, exhausted.
 
-    torch.manual_seed(settings.seed)
-    model, layers, masks = build_network(recipe, dataset.info)
-    model.to(place)
-    state = TrainState(model, build_optimizer(model, recipe.optimizer), masks.to(place))
-    window, kept = Window(torch.zeros((), device=place)), 0
-    if not resume:
-        run_folder.create(folder, recipe)
-    elif (folder / run_folder.CHECKPOINT).is_file():
-        state, window, kept = load_checkpoint(folder / run_folder.CHECKPOINT, state)
-    topology = _topology(recipe, steps)
+    Under torchrun every rank iterates; rank 0 alone writes.
+    """
+    with join_world(choose_device(device)) as world:
+        yield from _steps(start_run(recipe, out, data, resume, world), world)
 
-    with Metrics(folder, kept, state.step) as metrics, interrupts() as stop_asked:
+
+def _steps(run: Start, world: World) -> Iterator[Progress]:
+    recipe, settings, folder, topology = run.recipe, run.recipe.training, run.folder, run.topology
+    state, window, dataset, steps = run.state, run.window, run.dataset, run.steps
+    forward = torch.compile(state.model) if settings.compile else state.model
+
+    def backward(step: int, stop: bool = False) -> tuple[Tensor, bool]:
+        batch = world.rows(dataset.train_batch(step, settings.batch_size, settings.seed))
+        world.seed(settings.seed, step)
+        loss = _backward(forward, batch, recipe, state.loss_scale)
+        return world.reduce_gradients(state.model, loss, stop)
+
+    with (
+        open_metrics(folder, run.metrics_bytes, state.step, world.writes) as metrics,
+        interrupts(patient=world.size > 1) as stop_asked,
+    ):
         line: dict[str, Any] = metrics.last
+        while topology.method.starts_with_update and not state.updates:
+            backward(1)
+            state = start_by_gradient(state, topology)
+            _check_scale(state)
+        world.check_masks(state.masks, state.step)
         while state.step < steps:
-            step = state.step + 1
+            step, before = state.step + 1, state
             rate = learning_rate(recipe.optimizer.lr, recipe.learning_rate, step, steps)
             set_learning_rate(state.optimizer, rate)
-            batch = dataset.train_batch(step, settings.batch_size, settings.seed)
-            window.loss += _backward(state.model, batch, recipe)
+            # asked once: a signal that comes later waits for the next step
+            loss, stopping = backward(step, stop_asked())
+            window.loss += loss
             window.steps += 1
-            state = finish_step(state, topology, settings.clip_norm)
+            state = finish_step(state, topology, settings.clip_norm, settings.ema)
+            if state.updates > before.updates:
+                world.check_masks(state.masks, step)
 
             evaluating = step == steps or _ends_interval(step, recipe, len(dataset.train))
             if evaluating or step % LOG_EVERY == 0:
-                line = _line(state, window, recipe, topology, rate, len(dataset.train))
+                line = _line(state, window, run, rate)
                 if evaluating:
-                    line["test_loss"], line["test_accuracy"] = evaluate(state.model, dataset)
+                    with averaged(state.model, state.average):
+                        line["test_loss"], line["test_accuracy"] = evaluate(state.model, dataset)
+                    window.dead = _tell_deaths(state.masks, window, line, world)
                 metrics.write(line)
-                window = Window(torch.zeros((), device=place), grown=state.grown)
-            stopping = stop_asked()  # asked once: a signal that comes later waits for the next step
-            if evaluating or stopping:
+                window = Window(torch.zeros((), device=world.device), grown=state.grown, dead=window.dead)
+            if (evaluating or stopping) and world.writes:
                 save_checkpoint(folder / run_folder.CHECKPOINT, state, window, metrics.sync())
             yield Progress(step, steps, line)
             if stopping and step < steps:
@@ -126,64 +144,23 @@ def training(
                     f"To continue: {run_folder.resume_command(folder)}"
                 )
 
-    results = {key: line[key] for key in ("test_loss", "test_accuracy")}
-    results |= {"steps": state.step, "updates": state.updates}
-    final = snapshot(state.model, layers, state.masks, recipe, dataset.info, "trained", results)
-    assert final.metadata is not None
-    load_format("safetensors").write(final, folder / run_folder.MODEL)
-    write_json(folder / run_folder.CONFIG, final.metadata.model_dump(exclude={"live_zeros"}))
+    if world.writes:
+        _write_model(run, state, line)
     yield Progress(steps, steps, {**line, "folder": str(folder)})
 
 
-def choose_device(name: str) -> torch.device:
-    """ "auto" is CUDA where there is one. Raises RecipeError for a device that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise RecipeError(
-            f"The device '{name}' cannot be used: {str(error).splitlines()[0]}. Use --device cpu, or auto."
-        ) from None
-    return device
-
-
-def _open(recipe: Recipe | str | Path | None, out: str | Path | None, resume: bool) -> tuple[Recipe, Path]:
-    """The recipe and the folder of the run that was asked for."""
-    if isinstance(recipe, (str, Path)) or (recipe is None and not (resume and out)):
-        recipe = load_recipe(recipe)
-    folder = Path(out) if out is not None else run_folder.default_folder(recipe)  # type: ignore[arg-type]
-    if resume:
-        return run_folder.reopen(folder, recipe), folder
-    assert recipe is not None
-    return recipe, folder
-
-
-def _topology(recipe: Recipe, steps: int) -> Topology:
-    settings = recipe.topology
-    schedule = UpdateSchedule(
-        delta_t=settings.delta_t,
-        alpha=settings.alpha,
-        t_end=round(settings.t_end * steps),
-        decay=settings.schedule,
-        power=settings.power,
-    )
-    return Topology(load_method(settings.method), schedule, recipe.training.seed)
-
-
-def _backward(model: nn.Module, batch: tuple[Tensor, Tensor], recipe: Recipe) -> Tensor:
-    """Leave the gradient of the batch's mean loss in the model; returns that loss, on the device."""
+def _backward(
+    forward: Callable[[Tensor], Tensor], batch: tuple[Tensor, Tensor], recipe: Recipe, scale: LossScale | None
+) -> Tensor:
+    """Leave the gradient of the batch's mean loss, times the scale, in the model; returns the plain loss."""
     settings = recipe.training
-    autocast: Any = contextlib.nullcontext()
-    if settings.precision == "bfloat16":
-        autocast = torch.autocast(batch[0].device.type, torch.bfloat16)
+    factor = (scale.value if scale else 1.0) / settings.accumulate
     total = torch.zeros((), device=batch[0].device)
     for inputs, labels in zip(*(part.chunk(settings.accumulate) for part in batch), strict=True):
-        with autocast:
-            outputs = model(inputs)
+        with autocast(settings.precision, inputs.device):
+            outputs = forward(inputs)
         loss = nn.functional.cross_entropy(outputs.float(), labels, label_smoothing=settings.label_smoothing)
-        (loss / settings.accumulate).backward()
+        (loss * factor).backward()
         total += loss.detach() / settings.accumulate
     return total
 
@@ -195,11 +172,11 @@ def _ends_interval(step: int, recipe: Recipe, samples: int) -> bool:
     return math.floor(seen / interval) > math.floor((seen - recipe.training.batch_size) / interval)
 
 
-def _line(
-    state: TrainState, window: Window, recipe: Recipe, topology: Topology, rate: float, samples: int
-) -> dict[str, Any]:
+def _line(state: TrainState, window: Window, run: Start, rate: float) -> dict[str, Any]:
     """A line of the metrics. Raises DivergedError where the loss is not finite."""
+    recipe, topology = run.recipe, run.topology
     loss = float(window.loss) / window.steps
+    _check_scale(state)
     if not math.isfinite(loss):
         raise DivergedError(
             f"The training loss became {loss} before step {state.step}: training diverged. The last checkpoint "
@@ -209,11 +186,50 @@ def _line(
     drop = topology.schedule.drop_fraction(state.step) if topology.method.updates_masks else 0.0
     return {
         "step": state.step,
-        "epoch": round(state.step * recipe.training.batch_size / samples, 4),
+        "epoch": round(state.step * recipe.training.batch_size / len(run.dataset.train), 4),
         "loss": loss,
         "learning_rate": rate,
         "sparsity": state.masks.sparsity(),
         "drop_fraction": drop,
         "updates": state.updates,
         "grown": state.grown - window.grown,
+        "churn": state.churn,
+        "itop_rate": itop_rate(state.explored or state.masks),
+        "training_flops": state.flops * recipe.training.batch_size,
+        "active_neurons": active_neurons(state.masks),
     }
+
+
+def _tell_deaths(masks: Masks, window: Window, line: dict[str, Any], world: World) -> dict[str, Tensor]:
+    """Warn of neurons that died since the last time, in the log and in the metrics; returns all known."""
+    warnings, known = deaths(masks, window.dead)
+    if warnings:
+        line["warnings"] = warnings
+    for warning in warnings if world.writes else ():
+        logger.warning("%s", warning)
+    return known
+
+
+def _check_scale(state: TrainState) -> None:
+    """Raises DivergedError where no loss scale makes the gradients finite."""
+    if state.update_pending and (state.loss_scale is None and not state.step):
+        raise DivergedError(
+            "The gradient of the first batch is not finite, so no connections can be chosen by it. Look for "
+            "values that are not finite in the data and in the network's initialisation."
+        )
+    if state.loss_scale is not None and state.loss_scale.value < SMALLEST:
+        raise DivergedError(
+            f"The gradients are not finite however small the loss scale, at step {state.step}: training diverged. "
+            f"Lower the learning rate, clip gradients (--set training.clip_norm=1.0), or use training.precision "
+            f"bfloat16, and train into another --out."
+        )
+
+
+def _write_model(run: Start, state: TrainState, line: dict[str, Any]) -> None:
+    results = {key: line[key] for key in ("test_loss", "test_accuracy", "training_flops")}
+    results |= {"steps": state.step, "updates": state.updates}
+    with averaged(state.model, state.average):
+        final = snapshot(state.model, run.layers, state.masks, run.recipe, run.dataset.info, "trained", results)
+    assert final.metadata is not None
+    load_format("safetensors").write(final, run.folder / run_folder.MODEL)
+    write_json(run.folder / run_folder.CONFIG, final.metadata.model_dump(exclude={"live_zeros"}))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -42,8 +43,8 @@ class Metrics:
             ) from error
         if self._events is not None:
             for name, value in line.items():
-                if isinstance(value, (int, float)) and name != "step":
-                    self._events.add_scalar(name, value, line["step"])
+                for label, number in _scalars(name, value):
+                    self._events.add_scalar(label, number, line["step"])
 
     def sync(self) -> int:
         """Force the lines to disk; returns the file's length in bytes."""
@@ -61,12 +62,45 @@ class Metrics:
             self._events.close()
 
 
+class NoMetrics:
+    """What the ranks that write nothing have in the place of `Metrics`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.last: dict[str, Any] = (read_metrics(folder) or [{}])[-1]
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def sync(self) -> int:
+        return 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing."""
+
+
+def open_metrics(folder: Path, keep_bytes: int, step: int, writes: bool) -> Metrics | NoMetrics:
+    """The metrics of a run that is at `step`, or on a rank that does not write, nothing."""
+    return Metrics(folder, keep_bytes, step) if writes else NoMetrics(folder)
+
+
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """All whole lines of a run's metrics; a line that was cut by a crash is left out."""
     path = folder / "metrics.jsonl"
     if not path.is_file():
         return []
     return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def _scalars(name: str, value: object) -> Iterator[tuple[str, float]]:
+    """The numbers of one entry as TensorBoard calls them; layers become "active_neurons/fc1.weight"."""
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            yield from _scalars(f"{name}/{key}", entry)
+    elif isinstance(value, (int, float)) and name != "step":
+        yield name, value
 
 
 def _event_writer(folder: Path, step: int) -> Any:

@@ -31,24 +31,37 @@ def build_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimi
     if canonical(settings.name) not in classes:
         raise UnknownNameError(unknown("optimizer", settings.name, classes))
     factory = classes[canonical(settings.name)]
-    options: dict[str, Any] = settings.model_dump(exclude_none=True, exclude={"name", "weight_decay"})
+    options: dict[str, Any] = settings.model_dump(exclude_none=True, exclude={"name", "weight_decay", "decoupled"})
     accepted = inspect.signature(factory).parameters
     for key in options:
         if key not in accepted:
             raise RecipeError(unknown(f"key of the optimizer {settings.name}", key, set(accepted) - {"params"}))
-    if settings.weight_decay and "weight_decay" not in accepted:
-        raise RecipeError(f"The optimizer {settings.name} has no weight decay; set optimizer.weight_decay=0.")
+    if settings.weight_decay and "weight_decay" not in accepted and not settings.decoupled:
+        raise RecipeError(
+            f"The optimizer {settings.name} has no weight decay of its own. Set optimizer.decoupled=true, or "
+            f"optimizer.weight_decay=0."
+        )
     parameters = list(model.parameters())
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
+    decay = "shrink" if settings.decoupled else "weight_decay"
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": 0.0, decay: settings.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     if "weight_decay" not in accepted:
-        groups = [{"params": parameters}]
+        for group in groups:
+            del group["weight_decay"]
     try:
         return factory([group for group in groups if group["params"]], **options)
     except ValueError as error:
         raise RecipeError(f"[optimizer]: {error}.") from None
+
+
+def shrink_weights(optimizer: torch.optim.Optimizer) -> None:
+    """Decoupled weight decay, w <- (1 - lr * decay) w, for any optimizer (Loshchilov and Hutter 2019)."""
+    with torch.no_grad():
+        for group in optimizer.param_groups:
+            for weight in group["params"] if group.get("shrink") else ():
+                weight.mul_(1 - group["lr"] * group["shrink"])
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:

@@ -17,39 +17,54 @@ from sparsify.formats._metadata import LayerMetadata, Network
 from sparsify.methods import Method
 from sparsify.randomness import generator
 from sparsify.recipe import Recipe
-from sparsify.registry import load_class
+from sparsify.registry import configure, load_class
 from sparsify.topology.costs import Layer, inference_flops
 from sparsify.topology.layers import find_layers
 from sparsify.topology.masks import Masks, random_masks
 from sparsify.training.step import apply_masks
+from sparsify.training.width import equal_width
 
 Origin = Literal["trained", "in training", "initialised"]
 
 
-def load_method(name: str) -> Method:
-    """The named method."""
-    return load_class("methods", name, Method)()
+def load_method(name: str, options: Mapping[str, Any] | None = None) -> Method:
+    """The named method with its options. Raises RecipeError for an option that it does not have."""
+    return configure(load_class("methods", name, Method), "topology.options", options or {})
 
 
-def build_network(recipe: Recipe, info: DataInfo) -> tuple[nn.Module, list[Layer], Masks]:
-    """A recipe's network as it stands before the first step: initialised from the seed and masked."""
+def recipe_method(recipe: Recipe) -> Method:
+    """The method that a recipe names, with the recipe's options."""
+    return load_method(recipe.topology.method, recipe.topology.options)
+
+
+def build_network(
+    recipe: Recipe, info: DataInfo, sparsity: float | None = None
+) -> tuple[nn.Module, list[Layer], Masks]:
+    """A recipe's network, initialised from the seed and masked.
+
+    sparsity: by default the one that the method starts with, so that this is the network before the first step.
+    """
+    method = recipe_method(recipe)
+    recipe = equal_width(recipe, info, method)
     topology = recipe.topology
     seed = recipe.training.seed
+    if sparsity is None:
+        sparsity = method.initial_sparsity(topology.sparsity)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = architectures.build(recipe.model.name, recipe.model.options, info.input_shape, info.classes)
     layers = find_layers(model, torch.zeros(1, *info.input_shape))
     shapes = {layer.name: layer.shape for layer in layers if layer.sparse}
-    sparsity = topology.sparsity if load_method(topology.method).sparse else 0.0
-    masks = random_masks(shapes, topology.distribution, sparsity, generator(seed, "masks"))
+    masks = random_masks(shapes, topology.distribution, sparsity, generator(seed, "masks"), method.draw)
     apply_masks(model, masks)
     return model, layers, masks
 
 
 def initial_snapshot(recipe: Recipe) -> SparseModel:
-    """The model of a recipe that was never trained, for benchmarks; its metadata says so."""
+    """The model of a recipe that was never trained, as sparse as training would leave it; its metadata says so."""
     info = data_info(recipe.data.name)
-    model, layers, masks = build_network(recipe, info)
+    sparsity = recipe.topology.sparsity if recipe_method(recipe).sparse else 0.0
+    model, layers, masks = build_network(recipe, info, sparsity)
     return snapshot(model, layers, masks, recipe, info, "initialised")
 
 
@@ -97,6 +112,7 @@ def snapshot(
 
 
 def _network(recipe: Recipe, info: DataInfo) -> Network:
+    recipe = equal_width(recipe, info, recipe_method(recipe))  # the file's network is the one that was trained
     return Network(
         recipe=recipe.model_dump(exclude_none=True),
         input_shape=list(info.input_shape),

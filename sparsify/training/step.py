@@ -1,6 +1,7 @@
 """One training step. This file alone orders mask update, optimizer step and reset of moments.
 
-gradient of the whole batch
+gradient of the whole batch, the same on every rank, not yet clipped
+  unscaled -> looked at: one that is not finite changes nothing, and puts an update that is due off
   update due and the method replaces the step:  masks <- update;  no gradient step
   otherwise:  gradients masked -> clipped -> optimizer step -> weights masked;  update if one is due
 after an update: new weights and all their optimizer slots are 0
@@ -9,17 +10,23 @@ after an update: new weights and all their optimizer slots are 0
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sparsify.methods import Connections, Method
+from sparsify.methods import Memory, Method
 from sparsify.randomness import generator
+from sparsify.topology.connections import Connections, Moment, Network
+from sparsify.topology.costs import Layer, inference_flops, step_flops
 from sparsify.topology.masks import Masks
 from sparsify.topology.schedules import UpdateSchedule
-from sparsify.topology.select import drop_and_grow
+from sparsify.training.averaging import Average, clear_average, update_average
+from sparsify.training.optimizer import shrink_weights
+from sparsify.training.precision import LossScale, gradients_finite, unscale
+
+Gradients = Mapping[str, Tensor]  # dense, by the weight's name
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +36,9 @@ class Topology:
     method: Method
     schedule: UpdateSchedule
     seed: int
+    initial: Mapping[str, int] = field(default_factory=dict)  # connections of each layer before training
+    final: Mapping[str, int] = field(default_factory=dict)  # connections allocated at the target sparsity
+    layers: tuple[Layer, ...] = ()  # of the whole network, to count its FLOPs
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,25 +52,56 @@ class TrainState:
     update_pending: bool = False  # an update was put off because its gradient was not finite
     updates: int = 0  # mask updates done
     grown: int = 0  # connections that they grew, over all layers
+    churn: float = 0.0  # share of the connections that the last update took away
+    flops: int = 0  # of training so far, for one sample of each batch
+    memory: Memory = field(default_factory=dict)  # the method's own
+    explored: Masks | None = None  # weights that existed at any time; None before the first update
+    momentum: Gradients = field(default_factory=dict)  # running mean of dense gradients, for methods that keep one
+    average: Average = field(default_factory=dict)  # of the weights, where one is kept
+    loss_scale: LossScale | None = None  # the factor on the loss that the gradients stem from
 
 
-def finish_step(state: TrainState, topology: Topology, clip_norm: float | None = None) -> TrainState:
+def finish_step(
+    state: TrainState, topology: Topology, clip_norm: float | None = None, average_decay: float | None = None
+) -> TrainState:
     """Turn the gradients that backward left in the model into the next state.
 
-    Gradients are those of the loss over the whole batch, accumulated and unscaled, dense, not yet clipped.
-    They are spent afterwards. clip_norm: largest norm of all gradients together, masked weights left out.
+    Gradients are those of the (scaled) loss over the whole batch, accumulated and reduced over ranks, dense,
+    not yet clipped. They are spent afterwards. clip_norm: largest norm of all gradients together, masked
+    weights left out. average_decay: of the moving average of the weights, None for none.
     """
     step, method = state.step + 1, topology.method
     due = method.updates_masks and (state.update_pending or topology.schedule.is_update_step(step))
-    state = replace(state, step=step)
-    if due and method.replaces_step:
-        state = _update(state, topology) if _gradients_finite(state) else replace(state, update_pending=True)
+    dense = bool(method.momentum) or (due and method.needs_dense_gradients)
+    state = replace(state, step=step, flops=state.flops + _flops(state, topology, dense))
+    state, finite = _unscale(state, look=due or bool(method.momentum))
+    if not finite:
+        state = replace(state, update_pending=due)
     else:
-        _gradient_step(state, clip_norm)
+        state = _keep_momentum(state, method)
+        gradients = _dense_gradients(state, method) if due else {}
+        if not (due and method.replaces_step):
+            _gradient_step(state, clip_norm)
         if due:
-            state = _update(state, topology)
+            state = _update(state, topology, gradients)
     state.optimizer.zero_grad(set_to_none=True)
+    if average_decay is not None:
+        state = replace(state, average=update_average(state.average, state.model, average_decay, step))
     return state
+
+
+def start_by_gradient(state: TrainState, topology: Topology) -> TrainState:
+    """The one update before training, by the dense gradient of the first batch.
+
+    A gradient that is not finite leaves the masks as they are, so that the caller can try again with the
+    smaller loss scale.
+    """
+    dense = 3 * inference_flops(topology.layers, {})
+    state, finite = _unscale(replace(state, flops=state.flops + dense), look=True)
+    if finite:
+        state = _update(state, topology, _dense_gradients(state, topology.method))
+    state.optimizer.zero_grad(set_to_none=True)
+    return replace(state, update_pending=not finite)
 
 
 def apply_masks(model: nn.Module, masks: Masks) -> None:
@@ -68,50 +109,6 @@ def apply_masks(model: nn.Module, masks: Masks) -> None:
     with torch.no_grad():
         for weight, mask in _masked(model, masks):
             weight.mul_(mask)
-
-
-def _gradient_step(state: TrainState, clip_norm: float | None) -> None:
-    for weight, mask in _masked(state.model, state.masks):
-        if weight.grad is not None:
-            weight.grad.mul_(mask)
-    if clip_norm is not None:
-        nn.utils.clip_grad_norm_(state.model.parameters(), clip_norm)
-    state.optimizer.step()
-    apply_masks(state.model, state.masks)
-
-
-def _gradients_finite(state: TrainState) -> bool:
-    gradients = [weight.grad for weight, _ in _masked(state.model, state.masks) if weight.grad is not None]
-    return all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
-
-
-def _update(state: TrainState, topology: Topology) -> TrainState:
-    """Drop and grow in every layer, zero what is new or gone, and count."""
-    fraction = topology.schedule.drop_fraction(state.step)
-    random = generator(topology.seed, "growth", state.step)
-    parameters = dict(state.model.named_parameters())
-    updated, grown = {}, 0
-    with torch.no_grad():
-        for name, mask in state.masks.items():
-            weight = parameters[name]
-            layer = Connections(mask, weight, weight.grad, random)
-            new = _update_layer(layer, topology.method, fraction)
-            lasting = mask & new
-            weight.masked_fill_(~lasting, 0)
-            reset_slots(state.optimizer, weight, lasting)
-            updated[name], grown = new, grown + int((new & ~mask).sum())
-    return replace(
-        state,
-        masks=Masks(updated),
-        update_pending=False,
-        updates=state.updates + 1,
-        grown=state.grown + grown,
-    )
-
-
-def _update_layer(layer: Connections, method: Method, fraction: float) -> Tensor:
-    count = int(fraction * int(layer.mask.sum()))
-    return drop_and_grow(layer.mask, method.drop_score(layer), method.grow_score(layer), count)
 
 
 def reset_slots(optimizer: torch.optim.Optimizer, weight: Tensor, lasting: Tensor) -> None:
@@ -122,6 +119,99 @@ def reset_slots(optimizer: torch.optim.Optimizer, weight: Tensor, lasting: Tenso
     for slot in _tensors(optimizer.state.get(weight, {})):
         if slot.shape == weight.shape:
             slot.masked_fill_(~lasting, 0)
+
+
+def _flops(state: TrainState, topology: Topology, dense: bool) -> int:
+    sparse = inference_flops(topology.layers, state.masks.nonzeros())
+    return step_flops(sparse, inference_flops(topology.layers, {}) if dense else sparse)
+
+
+def _unscale(state: TrainState, look: bool) -> tuple[TrainState, bool]:
+    """Gradients of the plain loss, the next loss scale, and whether the gradients are finite.
+
+    Looking makes the device wait, so unless the loss is scaled it is done only where `look` asks for it.
+    """
+    scale = state.loss_scale
+    unscale(state.model.parameters(), scale)
+    finite = gradients_finite(state.model.parameters()) if look or scale is not None else True
+    return replace(state, loss_scale=scale and scale.after(finite)), finite
+
+
+def _keep_momentum(state: TrainState, method: Method) -> TrainState:
+    if not method.momentum:
+        return state
+    momentum = {
+        name: torch.lerp(gradient, state.momentum.get(name, torch.zeros_like(gradient)), method.momentum)
+        for name, gradient in _dense_gradients(state, method).items()
+    }
+    return replace(state, momentum=momentum)
+
+
+def _dense_gradients(state: TrainState, method: Method) -> Gradients:
+    """Gradients as they are before masking, for methods that need them."""
+    if not method.needs_dense_gradients:
+        return {}
+    parameters = dict(state.model.named_parameters())
+    found = {name: parameters[name].grad for name in state.masks}
+    return {name: torch.zeros_like(parameters[name]) if g is None else g.clone() for name, g in found.items()}
+
+
+def _gradient_step(state: TrainState, clip_norm: float | None) -> None:
+    for weight, mask in _masked(state.model, state.masks):
+        if weight.grad is not None:
+            weight.grad.mul_(mask)
+    if clip_norm is not None:
+        nn.utils.clip_grad_norm_(state.model.parameters(), clip_norm)
+    shrink_weights(state.optimizer)
+    state.optimizer.step()
+    apply_masks(state.model, state.masks)
+
+
+def _update(state: TrainState, topology: Topology, gradients: Gradients) -> TrainState:
+    """Let the method choose, zero what is new or gone, and count."""
+    network = _network(state, topology, gradients)
+    schedule, method = topology.schedule, topology.method
+    moment = Moment(schedule.drop_fraction(state.step), schedule.progress(state.step))
+    with torch.no_grad():
+        chosen, memory = method.update(network, moment, state.memory or method.memory()) if network else ({}, {})
+        for name, layer in network.items():
+            lasting = layer.mask & chosen[name]
+            layer.weight.masked_fill_(~lasting, 0)
+            reset_slots(state.optimizer, layer.weight, lasting)
+            clear_average(state.average, name, lasting)
+    masks = Masks(chosen)
+    kept = sum(int((mask & state.masks[name]).sum()) for name, mask in masks.items())
+    before, after = (sum(m.nonzeros().values()) for m in (state.masks, masks))
+    return replace(
+        state,
+        masks=masks,
+        update_pending=False,
+        updates=state.updates + 1,
+        grown=state.grown + after - kept,
+        churn=1 - kept / before if before else 0.0,
+        memory=memory,
+        explored=(state.explored or state.masks) | masks,
+    )
+
+
+def _network(state: TrainState, topology: Topology, gradients: Gradients) -> Network:
+    random = generator(topology.seed, "growth", state.step)
+    counts = state.masks.nonzeros()
+    parameters = dict(state.model.named_parameters())
+    return Network(
+        {
+            name: Connections(
+                mask=mask,
+                weight=parameters[name],
+                gradient=gradients.get(name),
+                generator=random,
+                momentum=state.momentum.get(name),
+                initial=topology.initial.get(name, counts[name]),
+                final=topology.final.get(name, counts[name]),
+            )
+            for name, mask in state.masks.items()
+        }
+    )
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

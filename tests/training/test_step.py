@@ -94,7 +94,9 @@ def test_invariants_after_every_step(optimizer, method):
         backward(state.model, step)
         state = finish_step(state, topology, clip_norm=1.0)
         parameters = dict(state.model.named_parameters())
-        assert state.masks.nonzeros() == allocated
+        assert sum(state.masks.nonzeros().values()) <= sum(allocated.values())
+        if not topology.method.moves_between_layers and not topology.method.count_tolerance((10, 10)):
+            assert state.masks.nonzeros() == allocated
         for name, mask in state.masks.items():
             weight = parameters[name]
             assert not weight[~mask].any(), f"{name} is not zero outside of its mask after step {step}"
@@ -104,7 +106,6 @@ def test_invariants_after_every_step(optimizer, method):
                 assert not any(slot[grown].any() for slot in slots(state.optimizer, weight))
         updates += state.updates > before.updates
     assert updates == state.updates == 7  # at 4, 8, ..., 28
-    assert state.grown > 0
 
 
 def test_a_step_that_rigl_replaces_changes_no_kept_weight_and_no_bias():

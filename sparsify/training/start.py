@@ -1,0 +1,133 @@
+"""Everything that a run has before its first step, or has again when it is resumed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from sparsify.data import Dataset, load_data
+from sparsify.errors import RecipeError
+from sparsify.recipe import Recipe, load_recipe
+from sparsify.topology.costs import Layer
+from sparsify.topology.densities import allocate_counts
+from sparsify.topology.masks import Masks
+from sparsify.topology.schedules import UpdateSchedule
+from sparsify.training import run_folder
+from sparsify.training.checkpoint import Window, load_checkpoint
+from sparsify.training.distributed import World
+from sparsify.training.monitoring import dead_neurons
+from sparsify.training.optimizer import build_optimizer
+from sparsify.training.precision import LossScale
+from sparsify.training.snapshot import build_network, recipe_method
+from sparsify.training.step import Topology, TrainState
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """What does not change during a run, and the state that it starts from."""
+
+    recipe: Recipe
+    folder: Path
+    dataset: Dataset
+    steps: int
+    layers: list[Layer]
+    topology: Topology
+    state: TrainState
+    window: Window
+    metrics_bytes: int  # length of the metrics that belong to the state
+
+
+def start_run(
+    recipe: Recipe | str | Path | None, out: str | Path | None, data: str | Path | None, resume: bool, world: World
+) -> Start:
+    """Open or create the run's folder, load the data, build the network, and load the checkpoint if there is one."""
+    recipe, folder = _open(recipe, out, resume)
+    _check_shares(recipe, world)
+    dataset = _load_data(recipe, data, world)
+    settings, place = recipe.training, world.device
+    torch.manual_seed(settings.seed)
+    model, layers, masks = build_network(recipe, dataset.info)
+    model.to(place)
+    steps = recipe.steps(len(dataset.train))
+    topology = build_topology(recipe, steps, layers, masks)
+    scale = LossScale(settings.loss_scale) if settings.precision == "float16" else None
+    state = TrainState(model, build_optimizer(model, recipe.optimizer), masks.to(place), loss_scale=scale)
+    window, kept = Window(torch.zeros((), device=place), dead=dead_neurons(state.masks)), 0
+    if not resume and world.writes:
+        run_folder.create(folder, recipe)
+    elif resume and (folder / run_folder.CHECKPOINT).is_file():
+        state, window, kept = load_checkpoint(folder / run_folder.CHECKPOINT, state)
+    world.barrier()  # all have read the checkpoint before it is replaced
+    return Start(recipe, folder, dataset, steps, layers, topology, state, window, kept)
+
+
+def build_topology(recipe: Recipe, steps: int, layers: list[Layer], masks: Masks) -> Topology:
+    """The recipe's method, schedule and counts. masks: those before the first step.
+
+    Raises RecipeError where the method reaches the recipe's sparsity by updates and there is none.
+    """
+    settings, method = recipe.topology, recipe_method(recipe)
+    schedule = UpdateSchedule(
+        delta_t=settings.delta_t,
+        alpha=settings.alpha,
+        t_end=round(settings.t_end * steps),
+        decay=settings.schedule,
+        power=settings.power,
+    )
+    shapes = {layer.name: layer.shape for layer in layers if layer.sparse}
+    sparsity = settings.sparsity if method.sparse else 0.0
+    if method.updates_masks and method.initial_sparsity(sparsity) != sparsity and not schedule.last_update():
+        raise RecipeError(
+            f"The method {settings.method} reaches its sparsity by updates of the masks, and there is none: "
+            f"topology.delta_t = {settings.delta_t} is more than the {schedule.t_end} steps up to topology.t_end. "
+            f"Lower delta_t or train for longer."
+        )
+    final = allocate_counts(settings.distribution, shapes, sparsity)
+    return Topology(method, schedule, recipe.training.seed, masks.nonzeros(), final, tuple(layers))
+
+
+def choose_device(name: str) -> torch.device:
+    """ "auto" is CUDA where there is one. Raises RecipeError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise RecipeError(
+            f"The device '{name}' cannot be used: {str(error).splitlines()[0]}. Use --device cpu, or auto."
+        ) from None
+    return device
+
+
+def _open(recipe: Recipe | str | Path | None, out: str | Path | None, resume: bool) -> tuple[Recipe, Path]:
+    """The recipe and the folder of the run that was asked for."""
+    if isinstance(recipe, (str, Path)) or (recipe is None and not (resume and out)):
+        recipe = load_recipe(recipe)
+    folder = Path(out) if out is not None else run_folder.default_folder(recipe)  # type: ignore[arg-type]
+    if resume:
+        return run_folder.reopen(folder, recipe), folder
+    assert recipe is not None
+    return recipe, folder
+
+
+def _check_shares(recipe: Recipe, world: World) -> None:
+    parts = world.size * recipe.training.accumulate
+    if recipe.training.batch_size % parts:
+        raise RecipeError(
+            f"training.batch_size = {recipe.training.batch_size} is the batch of all processes together and cannot "
+            f"be split into {parts} equal parts ({world.size} processes times training.accumulate = "
+            f"{recipe.training.accumulate}). Choose a multiple of {parts}, or another number of processes."
+        )
+
+
+def _load_data(recipe: Recipe, folder: str | Path | None, world: World) -> Dataset:
+    """The data set; where it has to be downloaded, rank 0 does and the others wait."""
+    if not world.writes:
+        world.barrier()
+    dataset = load_data(recipe.data.name, recipe.data.options, folder)
+    if world.writes:
+        world.barrier()
+    return dataset.to(world.device)

@@ -1,0 +1,77 @@
+"""The width at which a dense network costs what a sparse one does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from sparsify import architectures
+from sparsify.data import DataInfo
+from sparsify.errors import RecipeError, UnknownNameError
+from sparsify.methods import Method
+from sparsify.recipe import Recipe
+from sparsify.topology.costs import Layer, inference_flops
+from sparsify.topology.densities import allocate_counts
+from sparsify.topology.layers import find_layers
+
+KEY = "width_multiplier"  # of an architecture: a factor on the channels or neurons of every hidden layer
+HALVINGS = 14  # of the interval from 0 to the recipe's own width
+
+
+def equal_width(recipe: Recipe, info: DataInfo, method: Method) -> Recipe:
+    """The recipe, its network narrowed to the cost of the sparse one where the method trains at equal width.
+
+    Raises RecipeError where the architecture has no width, or no width is narrow enough.
+    """
+    if not method.equal_width:
+        return recipe
+    full = _layers(recipe, info, 1.0)
+    shapes = {layer.name: layer.shape for layer in full if layer.sparse}
+    topology = recipe.topology
+    budget = _cost(full, allocate_counts(topology.distribution, shapes, topology.sparsity), method)
+    narrow, wide = 0.0, 1.0
+    for _ in range(HALVINGS):
+        middle = (narrow + wide) / 2
+        fits = _cost(_layers(recipe, info, middle), {}, method) <= budget
+        narrow, wide = (middle, wide) if fits else (narrow, middle)
+    if _cost(_layers(recipe, info, narrow), {}, method) > budget:
+        raise RecipeError(
+            f"No width of {recipe.model.name} is as cheap in {method.equal} as the network at "
+            f"{topology.sparsity:.2%} sparsity. Lower topology.sparsity."
+        )
+    return _at_width(recipe, 1.0 if not topology.sparsity else narrow)
+
+
+def find_shapes(recipe: Recipe, info: DataInfo) -> list[Layer]:
+    """The layers of a recipe's network, found without computing anything or drawing a weight."""
+    with torch.device("meta"):
+        model = architectures.build(recipe.model.name, recipe.model.options, info.input_shape, info.classes)
+        return find_layers(model, torch.zeros(1, *info.input_shape))
+
+
+def _cost(layers: list[Layer], nonzeros: Mapping[str, int], method: Method) -> int:
+    if method.equal == "flops":
+        return inference_flops(layers, nonzeros)
+    return sum(nonzeros.get(layer.name, layer.size) + layer.shape[0] for layer in layers)
+
+
+def _layers(recipe: Recipe, info: DataInfo, multiplier: float) -> list[Layer]:
+    try:
+        return find_shapes(_at_width(recipe, multiplier), info)
+    except UnknownNameError:
+        raise
+    except RecipeError as error:
+        if KEY not in str(error):
+            raise
+        raise RecipeError(
+            f"The architecture {recipe.model.name} has no {KEY}, so it cannot be narrowed to equal cost. "
+            f"Choose another method or architecture."
+        ) from None
+
+
+def _at_width(recipe: Recipe, multiplier: float) -> Recipe:
+    options = {**recipe.model.options}
+    options[KEY] = options.get(KEY, 1.0) * multiplier
+    model = type(recipe.model)(name=recipe.model.name, **options)
+    return recipe.model_copy(update={"model": model})
