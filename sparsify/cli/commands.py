@@ -66,6 +66,7 @@ def train(
     """Train a recipe's network sparse from scratch, or continue a run."""
     from sparsify.cli.progress import train_with_progress
     from sparsify.recipe import load_recipe
+    from sparsify.training.distributed import speaks
 
     if epochs is not None and steps is not None:
         raise RecipeError("Give --epochs or --steps, not both.")
@@ -83,7 +84,7 @@ def train(
     own = recipe is None and not changes and resume and out is not None
     chosen = None if own else load_recipe(recipe, changes)
     result = train_with_progress(chosen, out, data, device, resume, quiet=json)
-    if json:
+    if json and speaks():
         _print_json({"folder": str(result.folder), **result.line})
 
 

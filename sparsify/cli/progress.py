@@ -19,6 +19,7 @@ from rich.progress import (
 
 from sparsify.bench.benchmark import Report, benchmark
 from sparsify.recipe import Recipe
+from sparsify.training.distributed import speaks
 from sparsify.training.loop import Progress as Step
 from sparsify.training.loop import Result, train
 from sparsify.training.run_folder import MODEL
@@ -48,6 +49,7 @@ def train_with_progress(
     recipe: Recipe | None, out: Path | None, data: Path | None, device: str, resume: bool, quiet: bool
 ) -> Result:
     """`train` with a live line: step, time, loss, accuracy, sparsity, drop fraction."""
+    quiet = quiet or not speaks()
     console = Console(quiet=quiet, highlight=False, soft_wrap=True)
     times = (TimeElapsedColumn(), TimeRemainingColumn())
     columns = (BarColumn(24), MofNCompleteColumn(), *times, TextColumn("{task.description}"))

@@ -109,6 +109,11 @@ class World:
         return padded[: len(flat)]
 
 
+def speaks() -> bool:
+    """Whether this process is the one of its run that talks to the user; known before the ranks have met."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextlib.contextmanager
 def join_world(device: torch.device) -> Iterator[World]:
     """The world that torchrun's environment describes; a world of one where torchrun did not start us.
