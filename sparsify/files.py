@@ -54,7 +54,7 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
-def write_with(path: Path, writer: Callable[[BinaryIO], None]) -> None:
+def write_with(path: Path, writer: Callable[[BinaryIO], object]) -> None:
     """Let `writer` fill an open file that takes `path`'s place when it is complete."""
     with replacing(path) as partial, partial.open("wb") as file:
         writer(file)

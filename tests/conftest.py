@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+
+# Small networks on two threads wait for each other; beside another busy process they wait for minutes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import subprocess
 import sys
 from collections.abc import Callable

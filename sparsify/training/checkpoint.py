@@ -6,6 +6,7 @@ the masks themselves, since a connection's weight can be exactly 0.
 
 from __future__ import annotations
 
+import io
 import pickle
 import zipfile
 from dataclasses import dataclass, field, replace
@@ -57,7 +58,9 @@ def save_checkpoint(path: Path, state: TrainState, window: Window, metrics_bytes
         "random": _random_state(),
         "metrics_bytes": metrics_bytes,
     }
-    write_with(path, lambda file: torch.save(content, file))
+    buffer = io.BytesIO()  # torch.save would turn a full disk into an error of its own
+    torch.save(content, buffer)
+    write_with(path, lambda file: file.write(buffer.getbuffer()))
 
 
 def load_checkpoint(path: Path, state: TrainState) -> tuple[TrainState, Window, int]:

@@ -1,0 +1,155 @@
+"""The benchmark: wrong results have no speed, and what is said follows from what was measured."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from sparsify import registry
+from sparsify.bench.benchmark import benchmark
+from sparsify.bench.machine import describe_machine
+from sparsify.bench.protocol import Contender, compare_outputs, relative_error, running, take_turns
+from sparsify.bench.statistics import interval, speed_up, verdict
+from sparsify.errors import BenchError, UnknownNameError
+from sparsify.runtimes import load_runtime
+from sparsify.sources import export
+
+QUICK = {"rounds": 2, "seconds": 0.001, "threads": 1}
+
+
+@pytest.fixture(scope="module")
+def model(finished_run, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("bench") / "digits.onnx"
+    export(finished_run, "onnx", path)
+    return path
+
+
+def test_every_runtime_agrees_and_is_timed_beside_the_dense_twin(model):
+    turns = []
+    report = benchmark([model], batch=2, watch=lambda turn, total: turns.append((turn, total)), **QUICK)
+    timed = {row.runtime for row in report.rows}
+    assert timed | set(report.left_out) == set(registry.names("runtimes"))
+    assert {"onnxruntime", "torch_eager"} <= timed
+    for row in report.rows:
+        assert row.sparsity == pytest.approx(0.9, abs=1e-3)
+        assert 0 < row.sparse_ms.low <= row.sparse_ms.median <= row.sparse_ms.high
+        assert row.speed_up.low <= row.speed_up.median <= row.speed_up.high
+        assert "x, between" in row.verdict
+    assert report.largest_error < 1e-4
+    assert turns[-1][0] == turns[-1][1] and [t for t, _ in turns] == list(range(1, turns[-1][1] + 1))
+
+
+def test_a_recipe_and_a_run_can_be_timed(finished_run):
+    report = benchmark(["lenet-300-100-digits", finished_run], ["onnxruntime"], changes=[], **QUICK)
+    assert [row.sparsity for row in report.rows] == pytest.approx([0.9, 0.9], abs=1e-3)
+
+
+def third_party_model(path: Path) -> None:
+    """A Gemm and a MatMul whose weights are stored the other way round, half of them zero."""
+    random = np.random.default_rng(0)
+    first, second = (random.standard_normal(s).astype(np.float32) for s in ((8, 16), (16, 4)))
+    first[::2], second[::2] = 0, 0
+    graph = helper.make_graph(
+        [helper.make_node("Gemm", ["x", "first"], ["h"]), helper.make_node("MatMul", ["h", "second"], ["y"])],
+        "other",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])],
+        [numpy_helper.from_array(first, "first"), numpy_helper.from_array(second, "second")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+
+
+def test_a_model_of_another_program(tmp_path):
+    third_party_model(tmp_path / "other.onnx")
+    report = benchmark([tmp_path / "other.onnx"], **QUICK)
+    assert report.rows[0].runtime == "onnxruntime" and report.rows[0].sparsity == 0.5
+    reasons = [why for what, why in report.left_out.items() if what.startswith("torch_eager on")]
+    assert reasons == ["the file was not written by sparsify, so the torch module is not known"]
+
+
+def test_a_wrong_runtime_is_an_error_and_not_a_time(model, tmp_path):
+    """Two files under one name: the second contender computes something else."""
+    right, wrong = tmp_path / "right", tmp_path / "wrong"
+    for folder in (right, wrong):
+        folder.mkdir()
+        shutil.copy(model, folder / "model.onnx")
+    proto = onnx.load(model)
+    bias = next(i for i in proto.graph.initializer if i.name == "5.bias")
+    bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + 0.1, bias.name))
+    onnx.save(proto, wrong / "model.onnx")
+    contenders = [Contender("onnxruntime", folder / "model.onnx", 1) for folder in (right, wrong)]
+    with running(contenders):
+        contenders[1].model = contenders[0].model
+        with pytest.raises(BenchError, match="computes something else .* relative error"):
+            compare_outputs(contenders, np.ones((1, 1, 8, 8), np.float32))
+    assert all(contender.process.poll() is not None for contender in contenders)
+
+
+def test_a_runtime_that_dies_is_named_with_its_last_words(model, tmp_path):
+    (tmp_path / "broken.onnx").write_bytes(b"nonsense")
+    with (
+        pytest.raises(BenchError, match=r"onnxruntime ended while running broken.onnx \(exit 1\)"),
+        running([Contender("onnxruntime", tmp_path / "broken.onnx", 1)]),
+    ):
+        raise AssertionError("must not start")
+
+
+def test_everyone_gets_the_same_number_of_turns(model):
+    contenders = [Contender("onnxruntime", model, 1) for _ in range(3)]
+    with running(contenders):
+        compare_outputs(contenders, np.ones((1, 1, 8, 8), np.float32))
+        assert list(take_turns(contenders, rounds=2, seconds=0.0)) == list(range(1, 10))
+    assert [len(c.rounds) for c in contenders] == [2, 2, 2]
+    assert all(len(times) == 3 and min(times) > 0 for c in contenders for times in c.rounds)
+
+
+def test_relative_error():
+    assert relative_error(np.array([1.0, 2.0]), np.array([1.0, 2.0])) == 0
+    assert relative_error(np.array([3.0, 0.0]), np.array([0.0, 4.0])) == pytest.approx(1.25)
+    assert relative_error(np.array([np.nan]), np.array([1.0])) == np.inf
+    assert relative_error(np.ones(2), np.ones(3)) == np.inf
+
+
+@pytest.mark.parametrize(
+    ("ratios", "words"),
+    [
+        ([1.5, 1.6, 1.4], "sparsity makes it faster (1.50x, between 1.40x and 1.60x)"),
+        ([0.5, 0.6, 0.4], "sparsity makes it slower (0.50x, between 0.40x and 0.60x)"),
+        ([0.9, 1.0, 1.4], "no sparse speed-up found (1.00x, between 0.90x and 1.40x)"),
+        ([1.01, 1.015, 1.02], "no sparse speed-up found (1.01x, between 1.01x and 1.02x)"),
+    ],
+)
+def test_verdicts(ratios, words):
+    assert verdict(interval(ratios)) == words
+
+
+def test_speed_up_is_taken_round_by_round():
+    """A machine that halves its speed in the second round moves both sides and not the ratio."""
+    found = speed_up(dense=[[4.0, 4.0], [8.0]], sparse=[[2.0, 2.0, 9.0], [4.0]])
+    assert (found.median, found.low, found.high) == (2.0, 2.0, 2.0)
+
+
+def test_bad_questions(model):
+    with pytest.raises(UnknownNameError, match="no runtime called 'onnxrt'. Did you mean 'onnxruntime'"):
+        benchmark([model], ["onnxrt"])
+    with pytest.raises(BenchError, match="must be at least 1"):
+        benchmark([model], rounds=0)
+
+
+def test_the_machine_is_described():
+    machine = describe_machine(2)
+    assert machine["threads"] == 2 and machine["cores"] >= 1 and machine["cpu"]
+
+
+@pytest.mark.parametrize("name", registry.names("runtimes"))
+def test_every_runtime_says_whether_it_can_run(name):
+    runtime = load_runtime(name)
+    missing = runtime.missing()
+    assert missing is None or "not installed" in missing
+    if missing is None:
+        assert runtime.package in runtime.version()
