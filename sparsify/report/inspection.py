@@ -9,12 +9,13 @@ from typing import Any
 
 from sparsify.data import data_info
 from sparsify.formats import Metadata, SparseModel
-from sparsify.recipe import parse_recipe
+from sparsify.recipe import load_recipe, parse_recipe
 from sparsify.registry import names
 from sparsify.sources import open_source
-from sparsify.topology.costs import Layer, inference_flops, sparse_bytes
+from sparsify.topology.costs import Layer, format_bytes, inference_flops, sparse_bytes
 from sparsify.topology.densities import allocate, count_nonzeros
 from sparsify.training.metrics import read_metrics
+from sparsify.training.plan import Plan, plan
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class Inspection:
     dense_flops: int | None
     bytes: int
     dense_bytes: int
+    sizes: dict[str, int]  # bytes of weights and biases by the way of storing them
+    plan: Plan | None  # what training will cost, of a recipe
     distribution_flops: dict[str, int]  # of each distribution at the same sparsity, where known
     mask_digest: str
     metrics: list[dict[str, Any]]  # of a run
@@ -78,6 +81,8 @@ def inspect(source: str | Path, changes: Sequence[str] = ()) -> Inspection:
         dense_flops=inference_flops(model.layers, {}) if known else None,
         bytes=sparse_bytes(model.layers, nonzeros),
         dense_bytes=sparse_bytes(model.layers, dense),
+        sizes=format_bytes(model.layers, nonzeros),
+        plan=_plan(source, changes),
         distribution_flops={n: inference_flops(model.layers, c) for n, c in alternatives.items()} if known else {},
         mask_digest=model.digest(),
         metrics=read_metrics(Path(source)) if Path(source).is_dir() else [],
@@ -109,6 +114,15 @@ def _row(layer: Layer, nonzeros: int, alternatives: dict[str, dict[str, int]]) -
             name: counts.get(layer.name, layer.size) / max(1, layer.size) for name, counts in alternatives.items()
         },
     )
+
+
+def _plan(source: str | Path, changes: Sequence[str]) -> Plan | None:
+    """What training will cost, where the source is a recipe."""
+    path = Path(source)
+    if path.exists() and path.suffix != ".toml":
+        return None
+    recipe = load_recipe(str(source), changes)
+    return plan(recipe, data_info(recipe.data.name))
 
 
 def _facts(metadata: Metadata | None) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def bench_table(report: Report) -> RenderableType:
 
 def human_count(count: int) -> str:
     """Three digits and a unit of 1000: 1.23M. 1 MB is 1,000,000 bytes, as in the paper."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+    for unit, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if count >= size:
             value = count / size
             return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f}{unit}"
@@ -117,6 +117,13 @@ def _totals(found: Inspection) -> str:
             f"FLOPs of one sample: {human_count(found.flops)}, {found.flops / found.dense_flops:.3f}x of the dense "
             f"network's {human_count(found.dense_flops)} (at this sparsity: {others})."
         )
+    if found.plan is not None:
+        lines.append(
+            f"Training by {found.facts['method']}: {human_count(round(found.plan.training_flops))} FLOPs in "
+            f"{found.plan.steps:,} steps of {found.plan.batch_size} samples, {found.plan.ratio:.3f}x of dense "
+            f"training's {human_count(round(found.plan.dense_training_flops))}."
+        )
+    lines.append("Stored as " + ", ".join(f"{name} {human_count(size)}B" for name, size in found.sizes.items()) + ".")
     results = found.facts.get("results", {})
     if "test_accuracy" in results:
         lines.append(f"Test accuracy {results['test_accuracy']:.2%} after {results['steps']:,} steps.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -98,8 +99,7 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
     raise AssertionError(f"{path} did not appear")
 
 
-@pytest.mark.parametrize("resume_on", [1, 3])
-def test_a_killed_rank_ends_the_others_and_the_run_goes_on_elsewhere(tmp_path, resume_on):
+def test_a_killed_rank_ends_the_others_and_the_run_goes_on_elsewhere(tmp_path):
     run = tmp_path / "run"
     long = ["training.steps=600", "training.batch_size=48", "training.evaluate_every=0.3"]
     arguments = command(2, "-m", "sparsify", "train", "--out", str(run), *changed(*long))
@@ -108,13 +108,15 @@ def test_a_killed_rank_ends_the_others_and_the_run_goes_on_elsewhere(tmp_path, r
     os.kill(children(process)[-1], signal.SIGKILL)
     _, errors = process.communicate(timeout=30)
     assert process.returncode != 0
-    assert "Another process of this run ended or cannot be reached" in errors or "Stopped after step" in errors
+    assert "Another process of this run ended or cannot be reached" in errors
     assert not (run / "model.safetensors").exists()
-    arguments = command(resume_on, "-m", "sparsify", "train", "--resume", "--out", str(run), "--json")
-    done = subprocess.run(arguments, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["step"] == 600
-    assert (run / "model.safetensors").exists()
+    shutil.copytree(run, tmp_path / "copy")
+    for processes, folder in ((1, run), (3, tmp_path / "copy")):
+        arguments = command(processes, "-m", "sparsify", "train", "--resume", "--out", str(folder), "--json")
+        done = subprocess.run(arguments, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["step"] == 600
+        assert (folder / "model.safetensors").exists()
 
 
 def test_batch_that_cannot_be_shared_out(tmp_path):
@@ -129,7 +131,7 @@ def test_everything_at_once_in_two_processes(tmp_path):
     table = load_recipe(None, CHANGES).model_dump(exclude_none=True)
     table["training"] |= {"accumulate": 4, "precision": "float16", "loss_scale": 2.0**40, "clip_norm": 0.5, "ema": 0.9}
     table["training"]["evaluate_every"] = 64 / 1438  # a line of metrics at every step
-    table["optimizer"] = {"name": "adamw", "fused": True, "lr": 0.003, "weight_decay": 0.1}
+    table["optimizer"] = {"name": "adamw", "fused": True, "lr": 0.03, "weight_decay": 0.1}
     (tmp_path / "all.toml").write_text(parse_recipe(table).to_toml())
     arguments = ["-m", "sparsify", "train", str(tmp_path / "all.toml"), "--out", str(tmp_path / "run")]
     done = subprocess.run(command(2, *arguments), env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
