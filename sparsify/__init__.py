@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sparsify.bench.benchmark import Report as Report
     from sparsify.bench.benchmark import benchmark as benchmark
+    from sparsify.bench.comparison import Comparison as Comparison
+    from sparsify.bench.comparison import compare as compare
     from sparsify.errors import SparsifyError as SparsifyError
     from sparsify.formats import SparseModel as SparseModel
     from sparsify.recipe import Recipe as Recipe
@@ -32,12 +34,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "Comparison": "bench.comparison",
     "Inspection": "report.inspection",
     "Recipe": "recipe",
     "Report": "bench.benchmark",
     "SparseModel": "formats",
     "SparsifyError": "errors",
     "benchmark": "bench.benchmark",
+    "compare": "bench.comparison",
     "export": "sources",
     "inspect": "report.inspection",
     "load_recipe": "recipe",

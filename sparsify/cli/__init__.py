@@ -1,4 +1,4 @@
-"""The command line: `sparsify train | inspect | export | bench`.
+"""The command line: `sparsify train | compare | inspect | export | bench`.
 
 Every command is one call of the library, drawn for a person or printed as JSON. A SparsifyError is shown
 without a traceback and ends with exit code 2; any other exception is a bug and keeps its traceback.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -86,6 +86,49 @@ def train(
     result = train_with_progress(chosen, out, data, device, resume, quiet=json)
     if json and speaks():
         _print_json({"folder": str(result.folder), **result.line})
+
+
+@app.command()
+def compare(
+    recipe: Annotated[
+        str | None, typer.Argument(help="A recipe's name or TOML file; by default the embedded one.")
+    ] = None,
+    methods: Annotated[str | None, typer.Option(help="Methods, as rigl,set,static [default: all].")] = None,
+    seeds: Annotated[str, typer.Option(help="Seeds, as 0,1,2.")] = "0,1,2",
+    at_equal: Annotated[
+        Literal["steps", "flops"], typer.Option(help="steps, or flops: the training FLOPs of the recipe's own method.")
+    ] = "steps",
+    distribution: Distribution = None,
+    sparsity: Sparsity = None,
+    epochs: Annotated[float | None, typer.Option(help="Length of training; schedules stretch with it.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of the data sets [default: $SPARSIFY_DATA or ~/data].")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the runs [default: runs/compare-RECIPE-AT].")] = None,
+    set: Set = None,
+    json: Json = False,
+) -> None:
+    """Train a recipe by several methods and seeds and compare them; an interrupted comparison goes on."""
+    from sparsify.cli.progress import compare_with_progress
+    from sparsify.recipe import load_recipe
+    from sparsify.report.tables import comparison_table
+
+    changes = _topology_changes(set, None, distribution, sparsity)
+    chosen = load_recipe(recipe, [*changes, *_changes(None, {"training.epochs": epochs})])
+    options = {
+        "methods": [name for name in methods.split(",") if name] if methods else None,
+        "seeds": _numbers(seeds),
+        "at_equal": at_equal,
+        "out": out,
+        "data": data,
+        "device": device,
+    }
+    found = compare_with_progress(chosen, options, quiet=json)
+    if json:
+        _print_json(dataclasses.asdict(found))
+    else:
+        Console(highlight=False).print(comparison_table(found))
 
 
 @app.command()
@@ -180,6 +223,14 @@ def _changes(given: list[str] | None, flags: dict[str, Any]) -> list[str]:
     """--set as it was given, then the plain flags, as "section.key=value"."""
     plain = [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
     return [*(given or []), *plain]
+
+
+def _numbers(text: str) -> list[int]:
+    """ "0,1,2" as numbers."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise RecipeError(f"--seeds {text} is not a list of whole numbers, such as 0,1,2.") from None
 
 
 def _print_json(value: Any) -> None:

@@ -18,6 +18,7 @@ from rich.progress import (
 )
 
 from sparsify.bench.benchmark import Report, benchmark
+from sparsify.bench.comparison import Comparison, compare
 from sparsify.recipe import Recipe
 from sparsify.training.distributed import speaks
 from sparsify.training.loop import Progress as Step
@@ -75,6 +76,18 @@ def train_with_progress(
         f"and {line['updates']} mask updates. Model: {result.folder / MODEL}"
     )
     return result
+
+
+def compare_with_progress(recipe: Recipe, options: dict[str, Any], quiet: bool) -> Comparison:
+    """`compare` with a bar over the steps of the run that is trained."""
+    columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(quiet=quiet, highlight=False, soft_wrap=True)
+    with _Bar(*columns, console=console, quiet=quiet) as bar:
+
+        def watch(method: str, seed: int, step: int, steps: int) -> None:
+            bar.show(step, steps, f"{method}, seed {seed}")
+
+        return compare(recipe, watch=watch, **options)
 
 
 def benchmark_with_progress(

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sparsify.bench.benchmark import Report, Row
+from sparsify.bench.comparison import Comparison
 from sparsify.bench.statistics import Interval
 from sparsify.report.inspection import Inspection, LayerRow
 
@@ -69,6 +70,29 @@ def bench_table(report: Report) -> RenderableType:
         f"same network without zeros. Outputs agree to {report.largest_error:.0e} (relative)."
     ]
     return Group(table, Text("\n".join(notes + _noise(report.rows))))
+
+
+def comparison_table(found: Comparison) -> RenderableType:
+    """Methods with mean accuracy, its spread over seeds, and what they cost."""
+    title = f"{found.recipe} at {found.sparsity:.2%} sparsity, equal {found.at_equal}, seeds {_list(found.seeds)}"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("method", no_wrap=True)
+    for name in ("accuracy", "lowest", "highest", "sparsity", "steps", "training FLOPs", "inference FLOPs"):
+        table.add_column(name, justify="right")
+    for row in found.rows:
+        spread = "" if row.deviation is None else f" ±{row.deviation:.2%}"
+        table.add_row(
+            row.method,
+            f"{row.mean:.2%}{spread}",
+            f"{min(row.accuracies):.2%}",
+            f"{max(row.accuracies):.2%}",
+            f"{row.sparsity:.2%}",
+            f"{row.steps:,}",
+            human_count(round(row.training_flops)),
+            human_count(row.inference_flops),
+        )
+    notes = f"Mean ± standard deviation over seeds; FLOPs as trained. Runs: {found.folder}"
+    return Group(table, Text(notes))
 
 
 def human_count(count: int) -> str:
@@ -135,6 +159,10 @@ def _machine(report: Report) -> str:
     machine = report.machine
     isa = next((name for name in ("avx512f", "avx2", "asimd") if name in machine["isa"]), "no vector extension known")
     return f"{machine['cpu']}, {isa}, {machine['threads']} threads, batch {report.protocol['batch']}"
+
+
+def _list(values: Iterable[object]) -> str:
+    return ", ".join(map(str, values))
 
 
 def _spread(value: Interval) -> str:
