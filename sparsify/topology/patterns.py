@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sparsify.topology.connections import Connections
-from sparsify.topology.select import largest
+from sparsify.topology.select import largest, widen
 
 
 def largest_in_rows(score: Tensor, quota: Tensor, first: Tensor | None = None) -> Tensor:
@@ -90,7 +90,7 @@ def exchange_fan_in(layer: Connections, fraction: float, salient: float) -> Tens
     fraction: share of the connections to replace. salient: share of its fan-in that a neuron needs salient.
     """
     assert layer.gradient is not None
-    weight, gradient = layer.weight.abs().flatten(1).float(), layer.gradient.abs().flatten(1).float()
+    weight, gradient = widen(layer.weight.abs()).flatten(1), widen(layer.gradient.abs()).flatten(1)
     mask = layer.mask.flatten(1)
     replaced = int(fraction * layer.count)
     kept = largest(weight.masked_fill(~mask, -math.inf), layer.count - replaced)
@@ -114,8 +114,8 @@ def exchange_in_groups(layer: Connections, fraction: float, size: int) -> Tensor
     Each group grows as many connections as it lost, where the gradient is largest among those not kept.
     """
     assert layer.gradient is not None
-    weight = layer.weight.abs().float().masked_fill(~layer.mask, -math.inf)
+    weight = widen(layer.weight.abs()).masked_fill(~layer.mask, -math.inf)
     kept = input_groups(largest(weight, layer.count - int(fraction * layer.count)), size, False)
     quota = input_groups(layer.mask, size, False).sum(1)
-    score = input_groups(layer.gradient.abs().float(), size, -1.0)
+    score = input_groups(widen(layer.gradient.abs()), size, -1.0)
     return from_input_groups(largest_in_rows(score, quota, first=kept), layer.mask.shape)

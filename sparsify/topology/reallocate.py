@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sparsify.topology.connections import Connections, Network
-from sparsify.topology.select import drop_and_grow, largest
+from sparsify.topology.select import drop_and_grow, largest, widen
 
 Score = Callable[[Connections], Tensor]
 Layers = Mapping[str, Tensor]
@@ -59,7 +59,7 @@ def grow(network: Network, kept: Layers, counts: Mapping[str, int], score: Score
     """Add to each layer its count of connections, where the score is largest among the positions not kept."""
     never = -math.inf
     return {
-        name: kept[name] | largest(score(layer).float().masked_fill(kept[name], never), counts[name])
+        name: kept[name] | largest(widen(score(layer)).masked_fill(kept[name], never), counts[name])
         for name, layer in network.items()
     }
 
@@ -105,4 +105,4 @@ def _round_to(total: int, weights: Mapping[str, float]) -> dict[str, int]:
 
 
 def _existing(layer: Connections, score: Score) -> Tensor:
-    return score(layer).float().masked_fill(~layer.mask, -math.inf)
+    return widen(score(layer)).masked_fill(~layer.mask, -math.inf)

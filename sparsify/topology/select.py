@@ -21,6 +21,11 @@ def largest(score: Tensor, count: int) -> Tensor:
     return chosen.reshape(score.shape)
 
 
+def widen(score: Tensor) -> Tensor:
+    """At least float32, so that scores in half precision compare with infinity and with each other alike."""
+    return score.to(torch.promote_types(score.dtype, torch.float32))
+
+
 def drop_and_grow(mask: Tensor, drop_score: Tensor, grow_score: Tensor, count: int) -> Tensor:
     """Drop the `count` connections of smallest drop score, then grow as many where the grow score is largest.
 
@@ -28,9 +33,9 @@ def drop_and_grow(mask: Tensor, drop_score: Tensor, grow_score: Tensor, count: i
     of connections never changes. All tensors have the weight's shape (Evci et al. 2020, algorithm 1).
     """
     never = torch.tensor(-torch.inf, device=mask.device)
-    dropped = largest(torch.where(mask, -drop_score.float(), never), count)
+    dropped = largest(torch.where(mask, -widen(drop_score), never), count)
     kept = mask & ~dropped
-    grown = largest(torch.where(kept, never, grow_score.float()), count)
+    grown = largest(torch.where(kept, never, widen(grow_score)), count)
     return kept | grown
 
 

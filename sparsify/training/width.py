@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 
 import torch
 
-from sparsify import architectures
+from sparsify import architectures, registry
 from sparsify.data import DataInfo
-from sparsify.errors import RecipeError, UnknownNameError
+from sparsify.errors import RecipeError
 from sparsify.methods import Method
 from sparsify.recipe import Recipe
 from sparsify.topology.costs import Layer, inference_flops
@@ -16,7 +17,7 @@ from sparsify.topology.densities import allocate_counts
 from sparsify.topology.layers import find_layers
 
 KEY = "width_multiplier"  # of an architecture: a factor on the channels or neurons of every hidden layer
-HALVINGS = 14  # of the interval from 0 to the recipe's own width
+HALVINGS = 14  # of the interval from 0 to the recipe's own width; what is narrower still has one neuron a layer
 
 
 def equal_width(recipe: Recipe, info: DataInfo, method: Method) -> Recipe:
@@ -26,16 +27,21 @@ def equal_width(recipe: Recipe, info: DataInfo, method: Method) -> Recipe:
     """
     if not method.equal_width:
         return recipe
-    full = _layers(recipe, info, 1.0)
+    if KEY not in inspect.signature(registry.load("architectures", recipe.model.name).build).parameters:
+        raise RecipeError(
+            f"The architecture {recipe.model.name} has no {KEY}, so it cannot be narrowed to equal cost. "
+            f"Choose another method or architecture."
+        )
+    full = find_shapes(recipe, info)
     shapes = {layer.name: layer.shape for layer in full if layer.sparse}
     topology = recipe.topology
     budget = _cost(full, allocate_counts(topology.distribution, shapes, topology.sparsity), method)
     narrow, wide = 0.0, 1.0
     for _ in range(HALVINGS):
         middle = (narrow + wide) / 2
-        fits = _cost(_layers(recipe, info, middle), {}, method) <= budget
+        fits = _cost(find_shapes(_at_width(recipe, middle), info), {}, method) <= budget
         narrow, wide = (middle, wide) if fits else (narrow, middle)
-    if _cost(_layers(recipe, info, narrow), {}, method) > budget:
+    if not narrow:
         raise RecipeError(
             f"No width of {recipe.model.name} is as cheap in {method.equal} as the network at "
             f"{topology.sparsity:.2%} sparsity. Lower topology.sparsity."
@@ -54,20 +60,6 @@ def _cost(layers: list[Layer], nonzeros: Mapping[str, int], method: Method) -> i
     if method.equal == "flops":
         return inference_flops(layers, nonzeros)
     return sum(nonzeros.get(layer.name, layer.size) + layer.shape[0] for layer in layers)
-
-
-def _layers(recipe: Recipe, info: DataInfo, multiplier: float) -> list[Layer]:
-    try:
-        return find_shapes(_at_width(recipe, multiplier), info)
-    except UnknownNameError:
-        raise
-    except RecipeError as error:
-        if KEY not in str(error):
-            raise
-        raise RecipeError(
-            f"The architecture {recipe.model.name} has no {KEY}, so it cannot be narrowed to equal cost. "
-            f"Choose another method or architecture."
-        ) from None
 
 
 def _at_width(recipe: Recipe, multiplier: float) -> Recipe:
