@@ -1,60 +1,87 @@
-"""ResNets for ImageNet, v1.5 (He et al. 2016; the stride of a bottleneck stands in its 3x3 convolution)."""
+"""ResNet for ImageNet (He et al., Deep Residual Learning for Image Recognition, 2016), version 1.5."""
 
-from __future__ import annotations
-
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}  # of each stage, by depth
-BOTTLENECK = 50  # from this depth on, blocks are 1x1, 3x3, 1x1 with four times the channels at the end
-WIDTHS = (64, 128, 256, 512)  # channels of each stage
+# Blocks of each stage by depth (He et al. 2016, table 1); from 50 on they are bottlenecks.
+STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+EXPANSION = 4
 
 
-class ConvNorm(nn.Sequential):
-    """Convolution without bias, batch norm, and ReLU where it is asked for."""
+class Basic(nn.Module):
+    """Two 3x3 convolutions."""
 
-    def __init__(self, channels_in: int, channels: int, kernel: int, stride: int = 1, relu: bool = True) -> None:
-        convolution = nn.Conv2d(channels_in, channels, kernel, stride, kernel // 2, bias=False)
-        nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
-        super().__init__(convolution, nn.BatchNorm2d(channels), nn.ReLU(inplace=True) if relu else nn.Identity())
-
-
-class Block(nn.Module):
-    """Residual block: `body` plus the input, projected where the shape changes, then ReLU."""
-
-    def __init__(self, channels_in: int, width: int, stride: int, bottleneck: bool) -> None:
+    def __init__(self, channels_in: int, width: int, stride: int) -> None:
         super().__init__()
-        channels = 4 * width if bottleneck else width
-        layers = [ConvNorm(channels_in, width, 3, stride), ConvNorm(width, channels, 3, relu=False)]
-        if bottleneck:
-            layers = [
-                ConvNorm(channels_in, width, 1),
-                ConvNorm(width, width, 3, stride),
-                ConvNorm(width, channels, 1, relu=False),
-            ]
-        self.body = nn.Sequential(*layers)
-        nn.init.zeros_(layers[-1][1].weight)  # type: ignore[arg-type]  # each block starts as the identity
-        changes = stride != 1 or channels_in != channels
-        self.shortcut = ConvNorm(channels_in, channels, 1, stride, relu=False) if changes else nn.Identity()
-        self.relu = nn.ReLU(inplace=True)
+        self.conv1 = nn.Conv2d(channels_in, width, 3, stride, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(width)
+        self.shortcut = shortcut(channels_in, width, stride)
 
-    def forward(self, x: Tensor) -> Tensor:  # [n, c, h, w] -> [n, channels, h / stride, w / stride]
-        return self.relu(self.body(x) + self.shortcut(x))
+    def forward(self, x: Tensor) -> Tensor:  # [n, c, h, w] -> [n, width, h / stride, w / stride]
+        y = F.relu(self.norm1(self.conv1(x)))
+        return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
 
 
-def build(
-    input_shape: tuple[int, int, int], classes: int, depth: int = 50, width_multiplier: float = 1.0
-) -> nn.Module:  # fmt: skip
-    """ResNet-18, 34, 50 or 101 with a 7x7 stem; width_multiplier scales every layer's channels."""
-    if depth not in BLOCKS:
-        raise ValueError(f"depth = {depth} must be one of {', '.join(map(str, BLOCKS))}")
-    if width_multiplier <= 0:
-        raise ValueError(f"width_multiplier = {width_multiplier} must be positive")
-    bottleneck = depth >= BOTTLENECK
-    channels = max(1, round(WIDTHS[0] * width_multiplier))
-    layers: list[nn.Module] = [ConvNorm(input_shape[0], channels, 7, 2), nn.MaxPool2d(3, 2, 1)]
-    for stage, (width, count) in enumerate(zip(WIDTHS, BLOCKS[depth], strict=True)):
-        scaled = max(1, round(width * width_multiplier))
-        for index in range(count):
-            layers.append(Block(channels, scaled, 2 if stage and not index else 1, bottleneck))
-            channels = 4 * scaled if bottleneck else scaled
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
+class Bottleneck(nn.Module):
+    """1x1 to `width`, 3x3, 1x1 to 4 `width`. The stride is in the 3x3: that is what makes it version 1.5."""
+
+    def __init__(self, channels_in: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, width, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, EXPANSION * width, 1, bias=False)
+        self.norm3 = nn.BatchNorm2d(EXPANSION * width)
+        self.shortcut = shortcut(channels_in, EXPANSION * width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:  # [n, c, h, w] -> [n, 4 width, h / stride, w / stride]
+        y = F.relu(self.norm1(self.conv1(x)))
+        y = F.relu(self.norm2(self.conv2(y)))
+        return F.relu(self.norm3(self.conv3(y)) + self.shortcut(x))
+
+
+def shortcut(channels_in: int, channels: int, stride: int) -> nn.Module:
+    """The identity where the shape stays, a 1x1 projection where it changes."""
+    if stride == 1 and channels_in == channels:
+        return nn.Identity()
+    projection = nn.Conv2d(channels_in, channels, 1, stride, bias=False)
+    return nn.Sequential(projection, nn.BatchNorm2d(channels))
+
+
+class ResNet(nn.Module):
+    """7x7 stem, pooling, four stages of blocks, mean over positions, one linear layer."""
+
+    def __init__(self, channels: int, classes: int, depth: int, width: int) -> None:
+        super().__init__()
+        block, growth = (Basic, 1) if depth < 50 else (Bottleneck, EXPANSION)
+        self.stem = nn.Conv2d(channels, width, 7, 2, 3, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+        self.pool = nn.MaxPool2d(3, 2, 1)
+        blocks: list[nn.Module] = []
+        channels_in = width
+        for stage, count in enumerate(STAGES[depth]):
+            for index in range(count):
+                stride = 2 if stage > 0 and index == 0 else 1
+                blocks.append(block(channels_in, width << stage, stride))
+                channels_in = (width << stage) * growth
+        self.blocks = nn.Sequential(*blocks)
+        self.head = nn.Linear(channels_in, classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:  # [n, c, h, w] -> [n, classes]
+        x = self.pool(F.relu(self.norm(self.stem(x))))
+        return self.head(self.blocks(x).mean((2, 3)))
+
+
+def build(input_shape: tuple[int, int, int], classes: int, depth: int = 50, width: int = 64) -> nn.Module:
+    """ResNet-18, 34, 50, 101 or 152; `width` channels in the first stage (64 as published)."""
+    if depth not in STAGES:
+        raise ValueError(f"depth = {depth} must be one of {', '.join(map(str, STAGES))}")
+    if width < 1:
+        raise ValueError(f"width = {width} must be at least 1")
+    return ResNet(input_shape[0], classes, depth, width)

@@ -26,10 +26,11 @@ def build_module(model: SparseModel) -> nn.Module:
     network = model.metadata.network
     part = parse_recipe(network.recipe).model
     module = architectures.build(part.name, part.options, tuple(network.input_shape), network.classes)
-    tensors = {name: torch.from_numpy(tensor.copy()) for name, tensor in model.tensors.items()}
     expected = module.state_dict()
+    # A graph holds constants besides the network's tensors, and no counts of training steps.
+    tensors = {name: torch.from_numpy(model.tensors[name].copy()) for name in expected if name in model.tensors}
     for name in expected:
-        if name.endswith("num_batches_tracked"):  # counts training steps; not every format carries it
+        if name.endswith("num_batches_tracked"):
             tensors.setdefault(name, expected[name])
     try:
         module.load_state_dict(tensors)

@@ -76,9 +76,10 @@ def comparison_table(found: Comparison) -> RenderableType:
     """Methods with mean accuracy, its spread over seeds, and what they cost."""
     title = f"{found.recipe} at {found.sparsity:.2%} sparsity, equal {found.at_equal}, seeds {_list(found.seeds)}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table.padding = (0, 1, 0, 0)
     table.add_column("method", no_wrap=True)
-    for name in ("accuracy", "lowest", "highest", "sparsity", "steps", "training FLOPs", "inference FLOPs"):
-        table.add_column(name, justify="right")
+    for name in ("accuracy", "lowest", "highest", "zeros", "steps", "train FLOPs", "infer FLOPs"):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in found.rows:
         spread = "" if row.deviation is None else f" ±{row.deviation:.2%}"
         table.add_row(
