@@ -17,10 +17,10 @@ class MobileNetV1(nn.Module):
 
     def __init__(self, channels: int, classes: int, width: float) -> None:
         super().__init__()
-        channels_in = round(32 * width)
+        channels_in = max(1, round(32 * width))
         layers = unit(channels, channels_in, 3, 2)
         for published, stride in PAIRS:
-            channels_out = round(published * width)
+            channels_out = max(1, round(published * width))
             layers += unit(channels_in, channels_in, 3, stride, groups=channels_in)
             layers += unit(channels_in, channels_out, 1, 1)
             channels_in = channels_out
@@ -34,8 +34,8 @@ class MobileNetV1(nn.Module):
         return self.head(self.features(x).mean((2, 3)))
 
 
-def build(input_shape: tuple[int, int, int], classes: int, width: float = 1.0) -> nn.Module:
-    """MobileNet v1 with `width` times the published channels."""
-    if not width >= 1 / 32:
-        raise ValueError(f"width = {width} leaves no channel; it must be at least 1/32")
-    return MobileNetV1(input_shape[0], classes, width)
+def build(input_shape: tuple[int, int, int], classes: int, width_multiplier: float = 1.0) -> nn.Module:
+    """MobileNet v1 with `width_multiplier` times the published channels."""
+    if not width_multiplier > 0:
+        raise ValueError(f"width_multiplier = {width_multiplier} must be positive")
+    return MobileNetV1(input_shape[0], classes, width_multiplier)

@@ -59,8 +59,8 @@ class MobileNetV2(nn.Module):
         return self.head(self.features(x).mean((2, 3)))
 
 
-def build(input_shape: tuple[int, int, int], classes: int, width: float = 1.0) -> nn.Module:
-    """MobileNet v2 with `width` times the published channels."""
-    if not width > 0:
-        raise ValueError(f"width = {width} must be more than 0")
-    return MobileNetV2(input_shape[0], classes, width)
+def build(input_shape: tuple[int, int, int], classes: int, width_multiplier: float = 1.0) -> nn.Module:
+    """MobileNet v2 with `width_multiplier` times the published channels."""
+    if not width_multiplier > 0:
+        raise ValueError(f"width_multiplier = {width_multiplier} must be positive")
+    return MobileNetV2(input_shape[0], classes, width_multiplier)

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 # Blocks of each stage by depth (He et al. 2016, table 1); from 50 on they are bottlenecks.
 STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 EXPANSION = 4
+WIDTH = 64  # channels of the first stage
 
 
 class Basic(nn.Module):
@@ -78,10 +79,10 @@ class ResNet(nn.Module):
         return self.head(self.blocks(x).mean((2, 3)))
 
 
-def build(input_shape: tuple[int, int, int], classes: int, depth: int = 50, width: int = 64) -> nn.Module:
-    """ResNet-18, 34, 50, 101 or 152; `width` channels in the first stage (64 as published)."""
+def build(input_shape: tuple[int, int, int], classes: int, depth: int = 50, width_multiplier: float = 1.0) -> nn.Module:
+    """ResNet-18, 34, 50, 101 or 152 with `width_multiplier` times the published channels."""
     if depth not in STAGES:
         raise ValueError(f"depth = {depth} must be one of {', '.join(map(str, STAGES))}")
-    if width < 1:
-        raise ValueError(f"width = {width} must be at least 1")
-    return ResNet(input_shape[0], classes, depth, width)
+    if not width_multiplier > 0:
+        raise ValueError(f"width_multiplier = {width_multiplier} must be positive")
+    return ResNet(input_shape[0], classes, depth, max(1, round(WIDTH * width_multiplier)))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from sparsify.data import Dataset, load_data
+from sparsify.data import Data, load_data
 from sparsify.errors import RecipeError
 from sparsify.recipe import Recipe, load_recipe
 from sparsify.topology.costs import Layer
@@ -30,7 +30,7 @@ class Start:
 
     recipe: Recipe
     folder: Path
-    dataset: Dataset
+    dataset: Data
     steps: int
     layers: list[Layer]
     topology: Topology
@@ -123,7 +123,7 @@ def _check_shares(recipe: Recipe, world: World) -> None:
         )
 
 
-def _load_data(recipe: Recipe, folder: str | Path | None, world: World) -> Dataset:
+def _load_data(recipe: Recipe, folder: str | Path | None, world: World) -> Data:
     """The data set; where it has to be downloaded, rank 0 does and the others wait."""
     if not world.writes:
         world.barrier()

@@ -28,7 +28,7 @@ def test_parameter_counts_are_the_published_ones(name, options, parameters):
 def test_widths_of_the_paper():
     """Big-sparse MobileNet v1 of width 1.98 at 75 % and small-dense of width 0.285 (Evci et al. 2020, 4.1.2)."""
     sizes = [
-        sum(p.numel() for p in build("mobilenet_v1", {"width": width}, (3, 224, 224), 1000).parameters())
+        sum(p.numel() for p in build("mobilenet_v1", {"width_multiplier": width}, (3, 224, 224), 1000).parameters())
         for width in (0.285, 1.0, 1.98)
     ]
     assert sizes[0] < sizes[1] / 5 and sizes[2] > 3 * sizes[1]
@@ -38,8 +38,8 @@ def test_widths_of_the_paper():
     ("name", "options", "message"),
     [
         ("resnet", {"depth": 49}, "depth = 49 must be one of 18, 34, 50, 101, 152"),
-        ("mobilenet_v1", {"width": 0.0}, "width = 0.0 leaves no channel"),
-        ("mobilenet_v2", {"width": -1.0}, "width = -1.0 must be more than 0"),
+        ("mobilenet_v1", {"width_multiplier": 0.0}, "width_multiplier = 0.0 must be positive"),
+        ("mobilenet_v2", {"width_multiplier": -1.0}, "width_multiplier = -1.0 must be positive"),
         ("wide_resnet", {"depth": 23}, r"depth = 23 must be 6 n \+ 4"),
         ("lenet", {"hidden": []}, "must name at least one layer"),
     ],

@@ -109,7 +109,7 @@ def test_the_central_crop_is_the_usual_one():
 
 
 def test_training_on_a_tree(tree, tmp_path):
-    changes = ["training.steps=4", "training.batch_size=6", "topology.delta_t=2", "model.width=0.125"]
+    changes = ["training.steps=4", "training.batch_size=6", "topology.delta_t=2", "model.width_multiplier=0.125"]
     changes += ["training.accumulate=2", "training.precision=float32"]
     run = train(load_recipe("mobilenet-v1-imagenet", changes), tmp_path / "run", data=tree)
     assert run.line["updates"] >= 1 and 0 <= run.line["test_accuracy"] <= 1
