@@ -27,7 +27,7 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe, as optimizer.lr=0.05."),
 ]
-Method = Annotated[str | None, typer.Option(help="rigl, set, static, dense: a file of sparsify/methods/.")]
+Method = Annotated[str | None, typer.Option(help="How connections are chosen: a file of sparsify/methods/, as rigl.")]
 Distribution = Annotated[str | None, typer.Option(help="uniform, erdos-renyi, erdos-renyi-kernel.")]
 Sparsity = Annotated[float | None, typer.Option(help="Share of weights that are zero, 0 <= s < 1.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of initialisation, masks, data order and growth.")]

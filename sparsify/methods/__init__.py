@@ -40,7 +40,7 @@ class Method:
 
     def initial_sparsity(self, sparsity: float) -> float:
         """Sparsity at the start of a training that is to end at `sparsity`."""
-        return sparsity if self.sparse else 0.0
+        return 0.0 if self.starts_with_update or not self.sparse else sparsity
 
     def planned_count(self, initial: int, final: int, progress: float) -> int:
         """Connections of a layer (summed up: of the network) after an update at this progress, 0 to 1."""

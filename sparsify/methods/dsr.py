@@ -1,8 +1,9 @@
 """DSR: dynamic sparse reparameterization."""
 
 from dataclasses import dataclass
-from typing import final
+from typing import Annotated, final
 
+from pydantic import Field
 from torch import Tensor
 
 from sparsify.methods import Connections, Memory, Method
@@ -19,8 +20,8 @@ class DSR(Method):
     wanted share were dropped, and halves where more were; `tolerance` is the relative error that it may have.
     """
 
-    threshold: float = 1e-3  # at the first update
-    tolerance: float = 0.1
+    threshold: Annotated[float, Field(gt=0)] = 1e-3  # at the first update
+    tolerance: Annotated[float, Field(ge=0)] = 0.1
 
     updates_masks = True
     moves_between_layers = True

@@ -1,8 +1,9 @@
 """Gradual magnitude pruning: from dense to sparse."""
 
 from dataclasses import dataclass
-from typing import final
+from typing import Annotated, final
 
+from pydantic import Field
 from torch import Tensor
 
 from sparsify.methods import Memory, Method
@@ -19,7 +20,7 @@ class GradualPruning(Method):
     begin: share of the time until the last update that passes before pruning starts.
     """
 
-    begin: float = 0.0
+    begin: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     updates_masks = True
 

@@ -1,8 +1,9 @@
 """GraNet: gradual pruning with regeneration."""
 
 from dataclasses import dataclass
-from typing import final
+from typing import Annotated, final
 
+from pydantic import Field
 from torch import Tensor
 
 from sparsify.methods import Memory, Method, gradient_magnitude
@@ -21,7 +22,7 @@ class GraNet(Method):
     training (0 is the paper's dense-to-sparse, 0.5 its sparse-to-sparse setting).
     """
 
-    start: float = 0.5
+    start: Annotated[float, Field(ge=0, lt=1)] = 0.5
 
     updates_masks = True
     needs_dense_gradients = True

@@ -1,9 +1,10 @@
 """N:M RigL: RigL with N connections in every group of M inputs."""
 
 from dataclasses import dataclass
-from typing import final
+from typing import Annotated, final
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from sparsify.methods import Connections, Memory, Method
@@ -21,15 +22,11 @@ class NMRigL(Method):
     et al. 2020 (algorithm 1) with growth confined to the group; Lasby et al. 2024 relate the two.
     """
 
-    m: int = 16
+    m: Annotated[int, Field(ge=2)] = 16
 
     updates_masks = True
     needs_dense_gradients = True
     replaces_step = True
-
-    def __post_init__(self) -> None:
-        if self.m < 2:
-            raise ValueError(f"m = {self.m} must be at least 2: a group of one input leaves nothing to choose")
 
     def count_tolerance(self, shape: tuple[int, ...]) -> int:
         groups = torch.Size(shape).numel() // shape[1] * -(-shape[1] // self.m) if shape[1] else 0

@@ -1,8 +1,9 @@
 """SNFS: sparse networks from scratch, by sparse momentum."""
 
 from dataclasses import dataclass
-from typing import final
+from typing import Annotated, final
 
+from pydantic import Field
 from torch import Tensor
 
 from sparsify.methods import Connections, Memory, Method
@@ -18,7 +19,7 @@ class SNFS(Method):
     What all layers dropped is shared out in proportion to the mean momentum of each layer's connections.
     """
 
-    momentum: float = 0.9
+    momentum: Annotated[float, Field(gt=0, lt=1)] = 0.9
 
     updates_masks = True
     needs_dense_gradients = True

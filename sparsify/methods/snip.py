@@ -28,9 +28,6 @@ class SNIP(Method):
     def moves_between_layers(self) -> bool:  # type: ignore[override]
         return self.scope == "network"
 
-    def initial_sparsity(self, sparsity: float) -> float:
-        return 0.0
-
     def update(self, network: Network, moment: Moment, memory: Memory) -> tuple[dict[str, Tensor], Memory]:
         counts = network.map(lambda layer: layer.final)
         if self.scope == "network":

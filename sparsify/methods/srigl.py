@@ -1,9 +1,10 @@
 """SRigL: RigL with a constant fan-in, which leaves out neurons that are not worth theirs."""
 
 from dataclasses import dataclass
-from typing import final
+from typing import Annotated, final
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from sparsify.methods import Connections, Memory, Method
@@ -20,7 +21,7 @@ class SRigL(Method):
     magnitudes that are kept, or the largest gradients that would be grown. Its connections go to the others.
     """
 
-    salient: float = 0.3  # the paper's choice for convolutional networks
+    salient: Annotated[float, Field(ge=0, le=1)] = 0.3  # the paper's choice for convolutional networks
 
     updates_masks = True
     needs_dense_gradients = True

@@ -45,7 +45,7 @@ def test_what_a_person_sees(sparsify):
     ("arguments", "message"),
     [
         (["train", "--sparsity", "1.2"], "'topology.sparsity' = 1.2 is not possible: input should be less than 1"),
-        (["train", "--method", "rugl"], "There is no method called 'rugl'. Did you mean 'rigl'?"),
+        (["train", "--method", "rugl"], "There is no method called 'rugl'. Did you mean 'rigl'"),
         (["train", "wrn-22-2-cifar"], "Did you mean 'wrn-22-2-cifar10'"),
         (["train", "--epochs", "1", "--steps", "2"], "Give --epochs or --steps, not both."),
         (["train", "--set", "optimizer.lrr=1"], "There is no key in [optimizer] called 'lrr'. Did you mean 'lr'?"),

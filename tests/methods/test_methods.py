@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
+from sparsify import registry
 from sparsify.errors import RecipeError
 from sparsify.randomness import generator
 from sparsify.topology.connections import Connections, Moment, Network
@@ -93,12 +97,18 @@ def test_srigl_and_nm_rigl_keep_their_pattern():
         assert len(set(rows[rows > 0].tolist())) == 1
 
 
+def test_the_readme_names_every_method_and_no_other():
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \|", text.split("## Methods")[1].split("\n## ")[0], re.MULTILINE)
+    assert sorted(rows) == registry.names("methods")
+
+
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [
         ("rigl", {"momentum": 0.5}, "no key in \\[topology.options\\] called 'momentum'"),
         ("nm_rigl", {"n": 2}, "called 'n'. .*Known: m"),
-        ("nm_rigl", {"m": 1}, "m = 1 must be at least 2"),
+        ("nm_rigl", {"m": 1}, "'topology.options.m' = 1 is not possible: input should be greater than or equal to 2"),
         ("nm_rigl", {"m": "many"}, "'topology.options.m' = 'many' is not possible"),
         ("snip", {"scope": "galaxy"}, "'topology.options.scope' = 'galaxy' is not possible"),
         ("small_dense", {"equal": "memory"}, "'topology.options.equal' = 'memory' is not possible"),

@@ -65,14 +65,6 @@ def test_sparse_resnet50(resnet50, distribution, sparsity, flops, megabytes, den
     assert sum(nonzeros[layer.name] == layer.size for layer in resnet50) == dense_layers
 
 
-@pytest.mark.parametrize(("sparsity", "share"), [(0.8, 0.353), (0.9, 0.175)])
-def test_wide_resnet_22_2(sparsity, share):
-    layers = layers_of("wide_resnet", {"depth": 22, "width": 2}, (3, 32, 32), 10)
-    assert sum(layer.size for layer in layers) == 1_076_912
-    nonzeros = counts(layers, "erdos_renyi_kernel", sparsity)
-    assert round(inference_flops(layers, nonzeros) / inference_flops(layers, {}), 3) == share
-
-
 def test_training_costs_of_the_paper():
     sparse, dense = 10, 100
     assert step_flops(dense, dense) == 300

@@ -16,6 +16,7 @@ import torch
 
 from sparsify.recipe import load_recipe, parse_recipe
 from sparsify.training.checkpoint import read_checkpoint
+from sparsify.training.distributed import World
 from sparsify.training.metrics import read_metrics
 
 STEPS, DELTA_T = 60, 5
@@ -57,9 +58,19 @@ def test_same_masks_and_weights_as_one_process_with_the_same_global_batch(tmp_pa
     assert read_metrics(tmp_path / "many") == read_metrics(tmp_path / "one")
 
 
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_ranks_share_the_batch_without_repeats(size):
+    batch = torch.arange(24.0).view(12, 2), torch.arange(12)
+    shares = [World(rank, size, torch.device("cpu")).rows(batch) for rank in range(size)]
+    assert {len(labels) for _, labels in shares} == {12 // size}
+    assert torch.equal(torch.cat([inputs for inputs, _ in shares]), batch[0])
+    assert torch.equal(torch.cat([labels for _, labels in shares]), batch[1])
+
+
 DISAGREE = """
-import sys, torch
-from sparsify.cli import main
+import sys
+
+import torch
 from sparsify.errors import SparsifyError
 from sparsify.topology.masks import Masks
 from sparsify.training.distributed import join_world
