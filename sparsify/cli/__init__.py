@@ -21,7 +21,10 @@ def main() -> None:
     try:
         app()
     except InterruptedTraining as error:
-        _say(str(error))
+        from sparsify.training.distributed import speaks
+
+        if speaks():  # all ranks stop at the same step, and one says so
+            _say(str(error))
         sys.exit(INTERRUPTED)
     except SparsifyError as error:
         _say(f"error: {error}")

@@ -40,7 +40,8 @@ def plan(recipe: Recipe, info: DataInfo) -> Plan:
     steps, batch = recipe.steps(info.train_samples), recipe.training.batch_size
     _, layers, masks = build_network(recipe, info)
     topology = build_topology(recipe, steps, layers, masks)
-    dense = inference_flops(find_shapes(recipe, info), {})
+    full = find_shapes(recipe, info) if method.equal_width else layers
+    dense = inference_flops(full, {})
     own_dense = inference_flops(layers, {})
     sparse = mean_inference_flops(topology, layers, steps)
     per_step = mean_step_flops(
