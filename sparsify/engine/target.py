@@ -24,6 +24,11 @@ class Target:
     level: Level  # which family of instructions generated code may use
 
     @property
+    def key(self) -> tuple[str, ...]:
+        """What distinguishes code for this CPU from code for another."""
+        return (self.triple, self.cpu, self.features, self.level)
+
+    @property
     def width(self) -> int:
         """Float32 lanes in one vector."""
         return _WIDTH[self.level]
