@@ -1,0 +1,1 @@
+"""The engine's front: an ONNX model in, a Program for given input shapes out."""
