@@ -17,7 +17,14 @@ from sparsify.errors import EngineError
 
 TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype", "stash_type")
 DOUBTFUL = ("Loop", "Scan", "SequenceMap")  # their bodies may run without end: never while a model is opened
-RANDOM = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli")
+RANDOM = (
+    "RandomNormal",
+    "RandomUniform",
+    "RandomNormalLike",
+    "RandomUniformLike",
+    "Multinomial",
+    "Bernoulli",
+)
 
 
 class DataDependent(Exception):

@@ -17,7 +17,16 @@ from sparsify.engine.limits import LIMITS, Budget
 from sparsify.engine.program import Program, Shape, Value
 from sparsify.errors import EngineError
 
-NONSENSE = (ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError, MemoryError, AssertionError)
+NONSENSE = (
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    ArithmeticError,
+    MemoryError,
+    AssertionError,
+)
 
 
 def fold_constants(graph: Graph) -> Graph:
@@ -33,7 +42,9 @@ def fold_constants(graph: Graph) -> Graph:
             if not unfolded:
                 continue
         rest.append(node)
-    wanted = {name for node in rest for name in outer_needs(node.proto)} | {port.name for port in graph.outputs}
+    wanted = {name for node in rest for name in outer_needs(node.proto)} | {
+        port.name for port in graph.outputs
+    }
     resolved = {name: builder.resolve(name) for name in wanted}
     constants = {name: builder.constants[r] for name, r in resolved.items() if r in builder.constants}
     return replace(graph, nodes=tuple(rest), constants=constants)

@@ -44,7 +44,9 @@ def _content(source: str | Path | bytes) -> tuple[bytes, Path | None]:
         return bytes(source), None
     path = Path(source)
     if not path.is_file():
-        raise EngineError(f"There is no model file '{path}'. Check the path; a model given as bytes must be bytes.")
+        raise EngineError(
+            f"There is no model file '{path}'. Check the path; a model given as bytes must be bytes."
+        )
     if path.stat().st_size > LIMITS.file_bytes:
         raise EngineError(
             f"The model file '{path}' has {path.stat().st_size / 2**30:.1f} GiB, more than an ONNX file can "
@@ -213,5 +215,7 @@ def _sorted(needs: list[set[str]], writers: dict[str, int], nodes: Sequence[Node
                 ready.append(reader)
     if len(order) < len(nodes):
         stuck = next(i for i in range(len(nodes)) if waiting[i])
-        raise _damaged(f"its graph has a cycle, through the node {nodes[stuck].op_type} '{nodes[stuck].name}'")
+        raise _damaged(
+            f"its graph has a cycle, through the node {nodes[stuck].op_type} '{nodes[stuck].name}'"
+        )
     return order

@@ -79,7 +79,9 @@ def _with_external_data(tensor: TensorProto, folder: Path | None) -> TensorProto
             f"The weight '{tensor.name}' lies in the external file '{location}', which is not a file in the "
             f"model's folder. Copy it there; files elsewhere are never read."
         )
-    wanted = math.prod(tensor.dims) * np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize
+    wanted = (
+        math.prod(tensor.dims) * np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize
+    )
     try:
         offset = int(entries.get("offset", 0))
         length = int(entries.get("length", wanted))

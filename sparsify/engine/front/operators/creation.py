@@ -12,7 +12,12 @@ from sparsify.engine.front.operators.layout import expand_to
 from sparsify.engine.front.registry import importer
 from sparsify.engine.limits import LIMITS
 
-NUMBERS = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
+NUMBERS = {
+    "value_float": np.float32,
+    "value_floats": np.float32,
+    "value_int": np.int64,
+    "value_ints": np.int64,
+}
 
 
 @importer("Constant")

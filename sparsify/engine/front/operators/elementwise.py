@@ -14,7 +14,20 @@ from sparsify.engine.functions import FUNCTIONS
 from sparsify.engine.program import Elementwise, Value
 
 # Functions whose operands ONNX gives as attributes or in another number have an importer of their own below.
-SPECIAL = ("cast", "clip", "elu", "gelu", "gelu_tanh", "hard_sigmoid", "isinf", "isnan", "leaky_relu", "max", "min", "mod")
+SPECIAL = (
+    "cast",
+    "clip",
+    "elu",
+    "gelu",
+    "gelu_tanh",
+    "hard_sigmoid",
+    "isinf",
+    "isnan",
+    "leaky_relu",
+    "max",
+    "min",
+    "mod",
+)
 PLAIN = {
     "".join(part.capitalize() for part in name.split("_")): name for name in FUNCTIONS if name not in SPECIAL
 }  # fmt: skip

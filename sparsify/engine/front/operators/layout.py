@@ -132,7 +132,9 @@ def pad(b: Builder, node: Node) -> None:
         raise Unsupported("padding that takes away")
     if mode == "constant":
         fill = b.need_constant(node.input(2)).item() if node.input(2) else node.get("value", 0)
-        b.rearrange("pad", source, output=node.output(0), before=tuple(before), after=tuple(after), value=fill)
+        b.rearrange(
+            "pad", source, output=node.output(0), before=tuple(before), after=tuple(after), value=fill
+        )
     else:
         _pad_by_copies(b, source, list(zip(before, after, strict=True)), mode, node.output(0))
 

@@ -63,7 +63,11 @@ def window(b: Builder, node: Node, kernel: tuple[int, ...]) -> dict[str, Any]:
 
 
 def _pads(
-    node: Node, size: tuple[int, ...], kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]
+    node: Node,
+    size: tuple[int, ...],
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    dilation: tuple[int, ...],
 ) -> tuple[int, ...]:
     """Padding before each axis, then after each."""
     auto = node.get("auto_pad", "NOTSET")
@@ -120,7 +124,9 @@ def pool(b: Builder, node: Node) -> None:
     as_before(b, b.emit(operation), len(b.shape(node.input(0))), node.output(0))
 
 
-def _ceiled(size: Pair, kernel: Pair, stride: Pair, dilation: Pair, padding: tuple[int, ...]) -> tuple[int, ...]:
+def _ceiled(
+    size: Pair, kernel: Pair, stride: Pair, dilation: Pair, padding: tuple[int, ...]
+) -> tuple[int, ...]:
     """Padding at the end widened so that the last, incomplete window counts; one in padding alone does not."""
     after = []
     for n, k, s, d, head, tail in zip(size, kernel, stride, dilation, padding[:2], padding[2:], strict=True):
