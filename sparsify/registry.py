@@ -39,7 +39,9 @@ def load(folder: str, name: str) -> ModuleType:
     known = names(folder)
     plain = canonical(name)
     if plain not in known:
-        raise UnknownNameError(unknown(folder.rsplit("/", 1)[-1].removesuffix("s").replace("_", " "), name, known))
+        raise UnknownNameError(
+            unknown(folder.rsplit("/", 1)[-1].removesuffix("s").replace("_", " "), name, known)
+        )
     return importlib.import_module(f"sparsify.{folder.replace('/', '.')}.{plain}")
 
 
