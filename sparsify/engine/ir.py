@@ -52,6 +52,10 @@ class Body:
         index = self.const(index) if isinstance(index, int) else index
         return self.builder.gep(base, [index], source_etype=kind)
 
+    def bytes(self, base: ir.Value, count: ir.Value) -> ir.Value:
+        """(char *)base + count"""
+        return self.at(base, count, I8)
+
     def load(self, base: ir.Value, index: ir.Value | int, kind: ir.Type, align: int = 4) -> ir.Value:
         """((kind *)base)[index]"""
         return self.builder.load(self.at(base, index, kind), typ=kind, align=align)

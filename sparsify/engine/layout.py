@@ -41,6 +41,12 @@ class Planes:
     tail: int  # positions after the last row of the last block
     phases: tuple[int, int] = (1, 1)  # vertical and horizontal
     fill: float = 0.0
+    kept: tuple[int, int] | None = None  # phases that are there at all, the first ones (None: all)
+
+    @property
+    def split(self) -> tuple[int, int]:
+        """Phases that the buffer holds, vertical and horizontal."""
+        return self.kept or self.phases
 
     @property
     def blocks(self) -> int:
@@ -56,7 +62,7 @@ class Planes:
     def channel(self) -> int:
         """Floats from one channel to the next: an odd number of cache lines, so that the channels do not
         all fall into the same few sets of a cache."""
-        lines = self.phases[0] * self.phases[1] * self.phase // LINE
+        lines = self.split[0] * self.split[1] * self.phase // LINE
         return (lines | 1) * LINE
 
     @property
@@ -72,17 +78,23 @@ class Planes:
     def shift(self, row: int, column: int) -> int:
         """Floats from the position (0, 0) of phase (0, 0) to element (row, column), borders included."""
         down, right = self.phases
-        phase = (row % down) * right + column % right
+        phase = (row % down) * self.split[1] + column % right
         return phase * self.phase + ((row // down) * self.pitch + column // right) * self.lanes
 
+    @property
+    def elements(self) -> tuple[np.ndarray, np.ndarray]:
+        """The rows and the columns of the image that the buffer holds."""
+        row, column = np.arange(self.height), np.arange(self.width)
+        return row[row % self.phases[0] < self.split[0]], column[column % self.phases[1] < self.split[1]]
+
     def index(self) -> np.ndarray:
-        """Offset in the buffer of every element: int64 [n, c, h, w]."""
+        """Offset in the buffer of every element that is there: int64 [n, c, h, w]."""
         images = np.arange(self.images)
         image = (images // self.lanes) * self.plane * self.lanes + images % self.lanes
         channel = np.arange(self.channels) * self.channel
         down, right = self.phases
-        row, column = np.arange(self.height), np.arange(self.width)
-        vertical = (row % down) * right * self.phase + (row // down) * self.pitch * self.lanes
+        row, column = self.elements
+        vertical = (row % down) * self.split[1] * self.phase + (row // down) * self.pitch * self.lanes
         horizontal = (column % right) * self.phase + (column // right) * self.lanes
         spatial = self.lead * self.lanes + vertical[:, None] + horizontal[None, :]
         return image[:, None, None, None] + channel[None, :, None, None] + spatial
@@ -90,9 +102,10 @@ class Planes:
     def pack(self, array: np.ndarray) -> np.ndarray:
         """The buffer that holds `array` [n, c, h, w]: the definition that copying kernels are held to."""
         buffer = np.full(self.size, self.fill, np.float32)
-        buffer[self.index()] = array
+        rows, columns = self.elements
+        buffer[self.index()] = array[:, :, rows][..., columns]
         return buffer
 
     def unpack(self, buffer: np.ndarray) -> np.ndarray:
-        """The array [n, c, h, w] in `buffer`."""
+        """The array [n, c, h, w] in `buffer`, without the phases that are not kept."""
         return buffer[self.index()]

@@ -160,12 +160,12 @@ def _require(
         owner.grow(input, edge, op.stride)
 
 
-def _planes(shape: tuple[int, int, int, int], lanes: int, need: _Class, target: Target) -> Planes:
+def _planes(shape: tuple[int, int, int, int], lanes: int, need: _Class, target: Target) -> Planes | None:
     n, c, h, w = shape
     edge, pitch = need.edge, need.pitch
     lead, tail = edge.top * pitch + edge.left, edge.bottom * pitch + edge.right
     if lanes == 1:
         lead, tail = up(lead, LINE), tail + target.width
     if n == h == w == 1:
-        return Planes(1, c, 1, 1, 1, 1, 1, 0, 0)
+        return None  # one number a channel: C order already
     return Planes(n, c, h, w, lanes, pitch, need.rows * pitch, lead, tail)

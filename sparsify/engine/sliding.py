@@ -15,6 +15,7 @@ import numpy as np
 
 from sparsify.engine.layout import LINE, Planes, up
 from sparsify.engine.program import Convolution, Linear, Pool, Shape
+from sparsify.engine.stage import Context
 
 Window = Convolution | Pool
 
@@ -41,8 +42,7 @@ class Reach:
 
 def reach(window: Window, input: Shape, output: Shape, split: bool) -> Reach:
     """The border that `window` needs; `split` if the planes are split by phase."""
-    kernel = window.kernel if isinstance(window, Pool) else (window.weight.shape[2], window.weight.shape[3])
-    sides = []
+    kernel, sides = _kernel(window), []
     for axis in (0, 1):
         stride, before = window.stride[axis], window.padding[axis]
         first, last = -before, (kernel[axis] - 1) * window.dilation[axis] - before
@@ -65,13 +65,45 @@ def view(window: Window, input: Shape, output: Planes, width: int, fill: float =
     if split:
         pitch, plane = output.pitch, output.plane
         phases = (window.stride[0], window.stride[1])
+        kept = tuple(_phases(window, axis) for axis in (0, 1))
     else:
+        kept = None
         pitch = w + max(edge.left, edge.right)
         plane = (h + max(before, after)) * pitch
         phases = (1, 1)
     lead = before * pitch + edge.left
     tail = after * pitch + edge.right + (width if split else 0)
-    return Planes(n, c, h, w, output.lanes, pitch, plane, up(lead, LINE) if split else lead, tail, phases, fill)
+    return Planes(n, c, h, w, output.lanes, pitch, plane, up(lead, LINE) if split else lead, tail, phases, fill, kept)
+
+
+def _phases(window: Window, axis: int) -> int:
+    """How many phases the taps of one axis read: one if all of them fall on the first, else all."""
+    stride, first = window.stride[axis], -window.padding[axis]
+    count = _kernel(window)[axis]
+    return 1 if all((first + i * window.dilation[axis]) % stride == 0 for i in range(count)) else stride
+
+
+def _kernel(window: Window) -> tuple[int, int]:
+    if isinstance(window, Pool):
+        return window.kernel
+    return window.weight.shape[2], window.weight.shape[3]
+
+
+def source(operation: Convolution | Linear | Pool, context: Context) -> tuple[Planes, Planes] | None:
+    """The layouts in which `operation` reads its input and writes its output; None if not as planes."""
+    base, output = context.layouts[operation.input], context.layouts[operation.output]
+    if base is None or output is None:
+        return None
+    if isinstance(operation, Linear):
+        return base, output
+    shape = as_images(context.values[operation.input].shape)
+    assert shape is not None
+    if isinstance(operation, Pool):
+        fill = -np.inf if operation.kind == "max" and any(operation.padding) else 0.0
+        return view(operation, shape, output, context.target.width, fill), output
+    if operation.stride == (1, 1) or output.lanes > 1:
+        return base, output
+    return view(operation, shape, output, context.target.width), output
 
 
 def taps(window: Window, kernel: Sequence[int], layout: Planes) -> np.ndarray:

@@ -32,9 +32,9 @@ import numpy as np
 from sparsify.engine.layout import Planes
 from sparsify.engine.program import Operation, Value
 from sparsify.engine.target import Target
+from sparsify.engine.tuning import Tuning
 
 Layout = Planes | None  # None is C order
-Fallback = Callable[[Operation, list[np.ndarray]], list[np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Context:
     layouts: Mapping[str, Layout]  # the layout chosen for each value
     target: Target
     threads: int
+    tuning: Tuning
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +62,8 @@ class Stage:
     code: bytes = b""  # machine code of this layer; its address is appended to `constants`
     scratch: int = 0  # bytes of scratch memory, shared by the stage's tiles
     flops: float = 0.0  # useful floating-point operations: two per non-zero and output position
+    density: float = 1.0  # of the weights
+    seconds: float = 0.0  # predicted for one run; of several proposals the least is taken
     why: str = ""  # one clause for `report()`: why this kernel
 
 
