@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,9 +73,10 @@ def panel_length(layer: Layer, context: Context, blocks: int) -> int:
 
 
 def blocked_stage(
-    kernel: str, operation: Convolution | Linear, context: Context, layer: Layer, blocked: Blocked
+    kernel: str, operation: Convolution | Linear, context: Context, layer: Layer, compile: Callable[[], Blocked]
 ) -> Stage:
-    """The stage that runs `blocked` over all panels."""
+    """The stage that runs a layer's blocks over all panels."""
+    blocked = compile()
     blocks = len(blocked.records)
     vectors = len(layer.where.table)
     panel = panel_length(layer, context, blocks)
@@ -83,8 +85,7 @@ def blocked_stage(
     output = len(reads)
     parameters = np.array([blocks, panel, vectors, output, 1 if residual is not None else output], np.int64)
     flops = 2.0 * layer.nonzeros * layer.where.useful
-    if isinstance(operation, Convolution | Linear):
-        layouts = {operation.input: layer.input, operation.output: layer.output}
+    layouts = {operation.input: layer.input, operation.output: layer.output}
     if residual is not None:
         layouts[residual] = layer.output
     return Stage(

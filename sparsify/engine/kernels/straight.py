@@ -15,7 +15,7 @@ from sparsify.engine.ir import I64, Body, Module
 from sparsify.engine.program import Convolution, Linear, Operation
 from sparsify.engine.sliding import entries
 from sparsify.engine.stage import Context, Stage
-from sparsify.engine.tiles import Blocked, blocked_stage, cut_rows, prepare
+from sparsify.engine.tiles import Blocked, Layer, blocked_stage, cut_rows, prepare
 
 
 def propose(operation: Operation, context: Context) -> Stage | None:
@@ -23,31 +23,30 @@ def propose(operation: Operation, context: Context) -> Stage | None:
     encode = encoder(context.target.level)
     if encode is None or not isinstance(operation, Convolution | Linear):
         return None
-    shape = prepare(operation, context)
-    if shape is None or shape.density > context.tuning.dense_above:
+    layer = prepare(operation, context)
+    if layer is None or layer.density >= context.tuning.dense_above:
         return None
-    return blocked_stage("straight", operation, context, shape, _compile(operation, shape, encode, context.threads))
+    return blocked_stage("straight", operation, context, layer, lambda: _compile(operation, layer, encode, context.threads))
 
 
-def _compile(operation: Convolution | Linear, shape, encode: Encoder, threads: int) -> Blocked:
-    found = entries(operation, shape.input)
+def _compile(operation: Convolution | Linear, layer: Layer, encode: Encoder, threads: int) -> Blocked:
+    found = entries(operation, layer.input)
     bounds = cut_rows(found.rows, encode.rows, threads)
     order = np.lexsort((found.row, found.shift, np.searchsorted(bounds, found.row, side="right")))
     edges = np.searchsorted(found.row, bounds)  # rows are sorted, and stay within their block
-    code, streams, records = b"", [], []
-    offset = 0
-    pieces = []
+    pieces, streams, records, length, floats = [], [], [], 0, 0
     for start, stop, a, b in zip(bounds[:-1], bounds[1:], edges[:-1], edges[1:], strict=True):
         chosen = order[a:b]
         rows = blocks.Rows(int(stop - start), found.row[chosen] - start, found.shift[chosen], found.value[chosen])
-        text = blocks.straight(rows, encode, shape.output.channel, operation.epilogue)
+        text = blocks.straight(rows, encode, layer.output.channel, operation.epilogue)
         text += b"\xcc" * (-len(text) % 64)
+        part = blocks.stream(rows, operation.bias[start:stop], operation.epilogue)
+        records.append((length, floats * 4, start * layer.output.channel * 4, stop - start))
         pieces.append(text)
-        streams.append(blocks.stream(rows, operation.bias[start:stop], operation.epilogue))
-        records.append((offset, sum(map(len, streams[:-1])) * 4, start * shape.output.channel * 4, stop - start))
-        offset += len(text)
-    code = b"".join(pieces)
-    return Blocked(code, np.concatenate(streams), np.array(records, np.int64))
+        streams.append(part)
+        length += len(text)
+        floats += len(part)
+    return Blocked(b"".join(pieces), np.concatenate(streams), np.array(records, np.int64))
 
 
 def emit(module: Module) -> None:
