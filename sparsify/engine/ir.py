@@ -108,6 +108,36 @@ class Body:
         function = self.declared(name, ir.VoidType(), [vector.type, POINTER, I32, mask.type])
         self.builder.call(function, [vector, place, ir.Constant(I32, 4), mask])
 
+    def gather(self, base: ir.Value, indices: ir.Value) -> ir.Value:
+        """base[indices], lane by lane; indices are int32."""
+        count = indices.type.count
+        addresses = ir.VectorType(POINTER, count)
+        places = self.builder.gep(self.splat(base, count), [indices], source_etype=F32)
+        places.type = addresses
+        name = f"llvm.masked.gather.v{count}f32.v{count}p0"
+        kind, mask = ir.VectorType(F32, count), ir.VectorType(ir.IntType(1), count)
+        function = self.declared(name, kind, [addresses, I32, mask, kind])
+        everywhere, nothing = ir.Constant(mask, [1] * count), ir.Constant(kind, ir.Undefined)
+        return self.builder.call(function, [places, ir.Constant(I32, 4), everywhere, nothing])
+
+    def finish_vector(
+        self, total: ir.Value, offset: ir.Value, mask: ir.Value, output: ir.Value, residual: ir.Value,
+        has_residual: ir.Value, limits: Sequence[ir.Value],
+    ) -> None:  # fmt: skip
+        """Add the residual, clamp, and store the lanes of `mask` (bits) at `offset` bytes."""
+        b, kind = self.builder, total.type
+        before = b.block
+        with b.if_then(b.icmp_signed("!=", has_residual, self.const(0))):
+            added = b.fadd(total, b.load(self.bytes(residual, offset), typ=kind, align=4))
+            inside = b.block
+        result = b.phi(kind)
+        result.add_incoming(total, before)
+        result.add_incoming(added, inside)
+        result = self.minimum(limits[1], self.maximum(limits[0], result))
+        bits = ir.VectorType(ir.IntType(1), kind.count)
+        lanes = b.bitcast(b.trunc(mask, ir.IntType(kind.count)), bits)
+        self.masked_store(result, self.bytes(output, offset), lanes)
+
     def call(self, function: ir.Value, kind: ir.FunctionType, arguments: Sequence[ir.Value]) -> ir.Value:
         """A call through an address."""
         address = self.builder.ptrtoint(function, I64)

@@ -31,7 +31,7 @@ class Layer:
 class Blocked:
     """Compiled blocks: their code, their streams and, for each, where it finds both.
 
-    records: int64 [blocks, 4] of code offset, stream offset, output plane offset (all bytes) and rows.
+    records: int64 [blocks, 5] of code, stream and output plane offset, code and stream length, all bytes.
     """
 
     code: bytes

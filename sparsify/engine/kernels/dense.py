@@ -42,7 +42,7 @@ def _compile(operation: Convolution | Linear, layer: Layer, encode: Encoder, thr
             pieces.append(text + b"\xcc" * (-len(text) % 64))
             length += len(pieces[-1])
         part = blocks.column_stream(shifts, weights, operation.bias[start:stop], operation.epilogue)
-        records.append((codes[kind], floats * 4, start * layer.output.channel * 4, stop - start))
+        records.append((codes[kind], floats * 4, start * layer.output.channel * 4, 0, part.nbytes))
         streams.append(part)
         floats += len(part)
     return Blocked(b"".join(pieces), np.concatenate(streams), np.array(records, np.int64))

@@ -131,7 +131,7 @@ def _emit(module: Module, name: str, largest: bool) -> None:
     with body.loop(first, last) as channel:
         outward = b.mul(channel.index, out_channel)
         kit = _Channel(
-            body, table, scale, shifts, count, largest, (low, high), b.icmp_signed("!=", has, body.const(0)),
+            body, table, scale, shifts, count, largest, (low, high), has,
             body.at(weights, b.mul(channel.index, row_length), F32),
             body.at(body.pointer(buffers, 0), b.mul(channel.index, in_channel), F32),
             body.at(body.pointer(buffers, output), outward, F32),
@@ -187,16 +187,6 @@ class _Channel:
         if not self.largest:
             factor = b.load(body.at(self.scale, vector, kind), typ=kind, align=4)
             total = b.fmul(total, factor)
-        before = b.block
-        with b.if_then(self.has_residual):
-            added = b.fadd(total, b.load(body.bytes(self.residual, there), typ=kind, align=4))
-            inside = b.block
-        result = b.phi(kind)
-        result.add_incoming(total, before)
-        result.add_incoming(added, inside)
-        low, high = self.limits
-        mask = b.trunc(self._place(vector, 2), ir.IntType(body.module.width))
-        body.masked_store(
-            body.minimum(high, body.maximum(low, result)), body.bytes(self.output, there),
-            b.bitcast(mask, ir.VectorType(ir.IntType(1), body.module.width)),
-        )  # fmt: skip
+        body.finish_vector(
+            total, there, self._place(vector, 2), self.output, self.residual, self.has_residual, self.limits
+        )
