@@ -34,8 +34,8 @@ class NodeArg:
 class InferenceSession:
     """Runs an ONNX model on the CPU, faster the sparser its weights are.
 
-    source: path of the model or its bytes. threads: how many CPU cores to use, by default all that the process
-    may use. One session may be called from several threads. Raises EngineError for a model that cannot be
+    source: path of the model or its bytes. threads: how many CPU cores to use, by default all that the
+    process may use. One session may be called from several threads. Raises EngineError for a model that cannot be
     read or makes no sense.
     """
 
@@ -140,8 +140,8 @@ def _check_fit(port: Port, shape: Shape, sizes: dict[str, int]) -> None:
     )
     if not fits:
         raise EngineError(
-            f"The model's input '{port.name}' has the shape {tuple(expected)}, but was given {shape}. Names stand "
-            f"for sizes that are free."
+            f"The model's input '{port.name}' has the shape {tuple(expected)}, but was given {shape}. Names "
+            f"stand for sizes that are free."
         )
     sizes |= {name: size for name, size in zip(port.shape, shape, strict=True) if isinstance(name, str)}
 

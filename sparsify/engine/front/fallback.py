@@ -155,10 +155,9 @@ def foreign(
     try:
         model = _model(protos, computed, constants, outputs, opsets)
         written = _inferred(model)
-        for (
-            value
-        ) in model.graph.input:  # onnxruntime is laxer where it does not know shapes, as in the whole model
-            value.type.tensor_type.ClearField("shape")
+        if len(nodes) > 1:  # the rest of a model: onnxruntime is laxer where it knows as little as there
+            for value in model.graph.input:
+                value.type.tensor_type.ClearField("shape")
         text = model.SerializeToString()
     except (ValueError, TypeError, RuntimeError, onnx.shape_inference.InferenceError) as error:
         raise EngineError(

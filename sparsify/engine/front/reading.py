@@ -155,8 +155,8 @@ class Reader:
 def _port(value: ValueInfoProto) -> Port:
     if value.type.WhichOneof("value") not in (None, "tensor_type"):
         raise EngineError(
-            f"The model's input or output '{value.name}' is no tensor but a sequence or a map, which cannot be "
-            f"given or taken. Export the model with tensors alone."
+            f"The model's input or output '{value.name}' is no tensor but a sequence or a map, which cannot "
+            f"be given or taken. Export the model with tensors alone."
         )
     tensor = value.type.tensor_type
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name if tensor.elem_type else "float32"
