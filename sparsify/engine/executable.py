@@ -1,0 +1,177 @@
+"""A compiled program: its stages in memory, ready to run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sparsify.engine.library import library
+from sparsify.engine.memory import Code, aligned
+from sparsify.engine.memory_plan import MemoryPlan, Place
+from sparsify.engine.program import Operation, Program, Value
+from sparsify.engine.runtime import Job, pool, release_with
+from sparsify.engine.stage import PythonStage, Stage
+from sparsify.engine.target import Target
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One stage and where its values lie."""
+
+    operation: Operation | None  # None: a copy between layouts
+    stage: Stage | PythonStage
+    reads: tuple[Place, ...]
+    writes: tuple[Place, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of `Executable.report()`."""
+
+    operation: str  # the grammar's name, or "copy"
+    name: str  # of the layer, as the model file calls it, or of the value written
+    kernel: str
+    why: str
+    density: float
+    gflop: float  # useful floating-point operations of one run, in 1e9
+    predicted: float  # seconds
+    measured: float  # seconds of the last run, 0 before the first
+
+
+class Executable:
+    """Runs a program on arrays of the shapes that it was compiled for. May be shared by threads."""
+
+    def __init__(self, program: Program, steps: Sequence[Step], target: Target, threads: int) -> None:
+        self.program = program
+        self._steps = steps
+        self._library = library(target)
+        self._pool = pool(self._library, threads)
+        outside = {value.name for value in program.inputs} | set(program.outputs)
+        self._plan = MemoryPlan(dict(program.values), [(s.reads, s.writes) for s in steps], outside | set(program.constants))
+        self._constants = {name: np.ascontiguousarray(array) for name, array in program.constants.items()}
+        self._segments = [_Segment(self, group, threads) for group in _grouped(steps)]
+
+    def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The program's outputs for `inputs`: C-ordered arrays of the program's shapes and types."""
+        arrays: dict[str, np.ndarray] = dict(self._constants)
+        for value, array in zip(self.program.inputs, inputs, strict=True):
+            arrays[value.name] = np.ascontiguousarray(array, value.dtype)
+        for name in self.program.outputs:
+            value = self.program.values[name]
+            if name not in arrays and -1 not in value.shape:
+                arrays[name] = np.empty(value.shape, value.dtype)
+        with self._pool.lock:
+            for segment in self._segments:
+                segment.run(arrays)
+        return [arrays[name] for name in self.program.outputs]
+
+    def report(self) -> list[Row]:
+        """What runs, stage by stage, and what the last run took."""
+        return [row for segment in self._segments for row in segment.report()]
+
+    @property
+    def bytes(self) -> int:
+        """Memory of buffers, weights and code."""
+        constants = [c.nbytes for s in self._steps if isinstance(s.stage, Stage) for c in s.stage.constants]
+        code = [len(s.stage.code) for s in self._steps if isinstance(s.stage, Stage)]
+        return self._plan.bytes + sum(constants) + sum(code)
+
+
+def _grouped(steps: Sequence[Step]) -> list[list[Step]]:
+    """Runs of native steps, and Python steps alone."""
+    groups: list[list[Step]] = []
+    for step in steps:
+        native = isinstance(step.stage, Stage)
+        if not groups or not native or isinstance(groups[-1][0].stage, PythonStage):
+            groups.append([])
+        groups[-1].append(step)
+    return groups
+
+
+class _Segment:
+    """Native stages that run in one call, or one Python stage."""
+
+    def __init__(self, owner: Executable, steps: list[Step], threads: int) -> None:
+        self._steps, self._plan, self._pool = steps, owner._plan, owner._pool
+        self._values = owner.program.values
+        self._seconds = 0.0
+        self._keep: list[Any] = []
+        self._patches: list[tuple[np.ndarray, int, str]] = []
+        self._job: Job | None = None
+        if isinstance(steps[0].stage, Stage):
+            self._job = Job([self._record(step, owner) for step in steps], threads)
+            release_with(self, self._pool, self._job)
+
+    def _record(self, step: Step, owner: Executable) -> tuple[int, int, int, int]:
+        stage = step.stage
+        assert isinstance(stage, Stage)
+        buffers = aligned(len(step.reads) + len(step.writes) + 1, np.int64)
+        for index, place in enumerate((*step.reads, *step.writes)):
+            if place[1] is None and (place[0] in owner._constants):
+                buffers[index] = owner._constants[place[0]].ctypes.data
+                continue
+            try:
+                buffers[index] = self._plan.buffer(place).ctypes.data
+            except KeyError:  # the caller's own array
+                self._patches.append((buffers, index, place[0]))
+        if stage.scratch:
+            scratch = aligned(stage.scratch, np.uint8)
+            buffers[-1] = scratch.ctypes.data
+            self._keep.append(scratch)
+        constants = aligned(len(stage.constants) + 1, np.int64)
+        constants[:-1] = [array.ctypes.data for array in stage.constants]
+        if stage.code:
+            code = Code(stage.code)
+            constants[-1] = code.address
+            self._keep.append(code)
+        self._keep += [buffers, constants, stage]
+        function = owner._library.address(stage.function)
+        assert function, f"the kernel library has no function {stage.function}"
+        return function, buffers.ctypes.data, constants.ctypes.data, stage.tiles
+
+    def run(self, arrays: dict[str, np.ndarray]) -> None:
+        start = time.perf_counter()
+        if self._job is not None:
+            for table, index, name in self._patches:
+                table[index] = arrays[name].ctypes.data
+            self._pool.run(self._job)
+        else:
+            self._run_python(arrays)
+        self._seconds = time.perf_counter() - start
+
+    def _run_python(self, arrays: dict[str, np.ndarray]) -> None:
+        step = self._steps[0]
+        assert isinstance(step.stage, PythonStage)
+        results = step.stage.call([self._array(place, arrays) for place in step.reads])
+        for place, result in zip(step.writes, results, strict=True):
+            if place[0] in arrays:
+                arrays[place[0]][...] = result
+            elif -1 in self._values[place[0]].shape:
+                arrays[place[0]] = result
+            else:
+                self._array(place, arrays)[...] = result
+
+    def _array(self, place: Place, arrays: dict[str, np.ndarray]) -> np.ndarray:
+        """A C-ordered value as an array."""
+        if place[0] in arrays:
+            return arrays[place[0]]
+        value: Value = self._values[place[0]]
+        count = int(np.prod(value.shape)) * np.dtype(value.dtype).itemsize
+        return self._plan.buffer(place)[:count].view(value.dtype).reshape(value.shape)
+
+    def report(self) -> list[Row]:
+        shares = self._job.shares() if self._job is not None else np.ones(1)
+        return [_row(step, self._seconds * share) for step, share in zip(self._steps, shares, strict=True)]
+
+
+def _row(step: Step, seconds: float) -> Row:
+    stage = step.stage
+    name = getattr(step.operation, "name", "") or step.writes[0][0]
+    kind = "copy" if step.operation is None else type(step.operation).__name__
+    if isinstance(stage, PythonStage):
+        return Row(kind, name, stage.kernel, stage.why, 1.0, 0.0, 0.0, seconds)
+    return Row(kind, name, stage.kernel, stage.why, stage.density, stage.flops / 1e9, stage.seconds, seconds)
