@@ -35,8 +35,8 @@ class InferenceSession:
     """Runs an ONNX model on the CPU, faster the sparser its weights are.
 
     source: path of the model or its bytes. threads: how many CPU cores to use, by default all that the
-    process may use. One session may be called from several threads. Raises EngineError for a model that cannot be
-    read or makes no sense.
+    process may use. One session may be called from several threads. Raises EngineError for a model that
+    cannot be read or makes no sense.
     """
 
     def __init__(self, source: str | Path | bytes, threads: int | None = None) -> None:

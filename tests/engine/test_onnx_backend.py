@@ -31,6 +31,8 @@ def is_in_scope(case) -> bool:
     operators = {node.op_type for node in graph.node}
     if not operators & importers().keys() or operators & set(RANDOM) or "training" in case.name:
         return False
+    if case.name.startswith("test_affine_grid_2d") and case.name.endswith("expanded"):
+        return False  # its Range is given arrays of one element, against the standard
     if any(o.version < OLDEST_OPSET for o in case.model.opset_import if o.domain == ""):
         return False
     types = [value.type for value in (*graph.input, *graph.output)]

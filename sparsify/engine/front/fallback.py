@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
-from sparsify.engine.foreign import first_line
+from sparsify.engine.foreign import first_line, foreign_session
 from sparsify.engine.front.builder import Builder
 from sparsify.engine.front.graph import Array, Node
 from sparsify.engine.front.reading import outer_needs
@@ -155,10 +155,7 @@ def foreign(
     try:
         model = _model(protos, computed, constants, outputs, opsets)
         written = _inferred(model)
-        if len(nodes) > 1:  # the rest of a model: onnxruntime is laxer where it knows as little as there
-            for value in model.graph.input:
-                value.type.tensor_type.ClearField("shape")
-        text = model.SerializeToString()
+        text = _accepted(model)
     except (ValueError, TypeError, RuntimeError, onnx.shape_inference.InferenceError) as error:
         raise EngineError(
             f"The operators {', '.join(operators)} cannot be handed to onnxruntime: {first_line(error)} "
@@ -166,6 +163,18 @@ def foreign(
         ) from error
     reads = tuple(b.resolve(name) for name in computed)
     return Foreign(reads, tuple(value.name for value in outputs), text, operators), written
+
+
+def _accepted(model: ModelProto) -> bytes:
+    """The model as bytes; without its inputs' shapes where onnxruntime, knowing more now, is stricter."""
+    text = model.SerializeToString()
+    try:
+        foreign_session(text, 1)
+    except EngineError:
+        for value in model.graph.input:
+            value.type.tensor_type.ClearField("shape")
+        text = model.SerializeToString()
+    return text
 
 
 def _inferred(model: ModelProto) -> list[Value]:
