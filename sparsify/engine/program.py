@@ -192,6 +192,11 @@ class Foreign:
     model: bytes
     operators: tuple[str, ...]  # for explain(): the operator types inside
 
+    @property
+    def name(self) -> str:
+        """The operator types, as a layer's name in reports."""
+        return ", ".join(self.operators)
+
 
 Operation = (
     Convolution | Linear | Pool | Elementwise | Reduce | Softmax | LayerNorm

@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from sparsify.engine.compile import compile_program
+from sparsify.engine.executable import Executable
+from sparsify.engine.explain import Explanation
 from sparsify.engine.front import build, load
 from sparsify.engine.front.graph import Graph, Port
-from sparsify.engine.interpreter import interpret
-from sparsify.engine.program import Program, Shape
+from sparsify.engine.program import Shape
 from sparsify.errors import EngineError
 
 Array = np.ndarray[Any, Any]
@@ -46,7 +48,7 @@ class InferenceSession:
             )
         self._graph: Graph = load(source)
         self._threads = threads or _cores()
-        self._programs: OrderedDict[tuple[Shape, ...], Program] = OrderedDict()
+        self._executables: OrderedDict[tuple[Shape, ...], Executable] = OrderedDict()
         self._lock = threading.Lock()
         self._building = threading.Lock()
 
@@ -69,29 +71,49 @@ class InferenceSession:
             if name not in names:
                 raise EngineError(f"The model has no output '{name}'. Its outputs are {', '.join(names)}.")
         arrays = _checked(self._graph.inputs, feeds)
-        program = self._program(tuple(arrays[port.name].shape for port in self._graph.inputs))
-        computed = interpret(program, arrays, np.float32)
-        found = dict(zip(names, (computed[name] for name in program.outputs), strict=True))
+        executable = self._executable(tuple(arrays[port.name].shape for port in self._graph.inputs))
+        found = dict(
+            zip(names, executable.run([arrays[port.name] for port in self._graph.inputs]), strict=True)
+        )
         dtypes = {port.name: port.dtype for port in self._graph.outputs}
         return [_as_declared(found[name], dtypes[name]) for name in wanted]
 
-    def _program(self, shapes: tuple[Shape, ...]) -> Program:
-        """The program for these input shapes, made now or kept from before."""
+    def explain(self, shapes: Mapping[str, Shape] | None = None) -> Explanation:
+        """What runs for these shapes of all inputs, by default those of the last run: print it as a table.
+
+        Raises EngineError where nothing has run yet and sizes are open.
+        """
         with self._lock:
-            if shapes in self._programs:
-                self._programs.move_to_end(shapes)
-                return self._programs[shapes]
+            last = next(reversed(self._executables), None)
+        if shapes is not None:
+            last = tuple(tuple(shapes[port.name]) for port in self._graph.inputs)
+        elif last is None:
+            last = tuple(_closed(port) for port in self._graph.inputs)
+        return Explanation(tuple(self._executable(last).report()))
+
+    def _executable(self, shapes: tuple[Shape, ...]) -> Executable:
+        """What runs for these input shapes, made now or kept from before."""
+        found = self._kept(shapes)
+        if found is not None:
+            return found
         with self._building:  # one at a time: whoever waited finds it made
-            with self._lock:
-                if shapes in self._programs:
-                    return self._programs[shapes]
+            found = self._kept(shapes)
+            if found is not None:
+                return found
             names = [port.name for port in self._graph.inputs]
             program = build(self._graph, dict(zip(names, shapes, strict=True)))
+            executable = compile_program(program, self._threads)
             with self._lock:
-                self._programs[shapes] = program
-                while len(self._programs) > PROGRAMS:
-                    self._programs.popitem(last=False)
-            return program
+                self._executables[shapes] = executable
+                while len(self._executables) > PROGRAMS:
+                    self._executables.popitem(last=False)
+            return executable
+
+    def _kept(self, shapes: tuple[Shape, ...]) -> Executable | None:
+        with self._lock:
+            if shapes in self._executables:
+                self._executables.move_to_end(shapes)
+            return self._executables.get(shapes)
 
 
 def _cores() -> int:
@@ -105,6 +127,17 @@ ONNX_NAMES = {"float32": "float", "float64": "double", "object": "string"}
 def _node_arg(port: Port) -> NodeArg:
     kind = ONNX_NAMES.get(port.dtype, port.dtype)
     return NodeArg(port.name, list(port.shape or ()), f"tensor({kind})")
+
+
+def _closed(port: Port) -> Shape:
+    """The shape of an input that has no open size. Raises EngineError where it has."""
+    sizes = tuple(size for size in port.shape or () if isinstance(size, int))
+    if port.shape is None or len(sizes) < len(port.shape):
+        raise EngineError(
+            f"The model's input '{port.name}' has open sizes, {port.shape}, and nothing has run yet. Run it once, "
+            f"or say for which shapes to explain."
+        )
+    return sizes
 
 
 def _checked(ports: Sequence[Port], feeds: Mapping[str, Array]) -> dict[str, Array]:
