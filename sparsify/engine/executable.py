@@ -52,14 +52,14 @@ class Executable:
         self._pool = pool(self._library, threads)
         outside = {value.name for value in program.inputs} | set(program.outputs)
         self._plan = MemoryPlan(dict(program.values), [(s.reads, s.writes) for s in steps], outside | set(program.constants))
-        self._constants = {name: np.ascontiguousarray(array) for name, array in program.constants.items()}
+        self._constants = {name: np.asarray(array, order="C") for name, array in program.constants.items()}
         self._segments = [_Segment(self, group, threads) for group in _grouped(steps)]
 
     def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The program's outputs for `inputs`: C-ordered arrays of the program's shapes and types."""
         arrays: dict[str, np.ndarray] = dict(self._constants)
         for value, array in zip(self.program.inputs, inputs, strict=True):
-            arrays[value.name] = np.ascontiguousarray(array, value.dtype)
+            arrays[value.name] = np.asarray(array, value.dtype, order="C")
         for name in self.program.outputs:
             value = self.program.values[name]
             if name not in arrays and -1 not in value.shape:

@@ -26,8 +26,8 @@ def foreign_session(model: bytes, threads: int) -> onnxruntime.InferenceSession:
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class
         raise EngineError(
-            f"A part of the model that the engine leaves to onnxruntime was refused by it: {first_line(error)} "
-            f"Probably the model is not valid, or needs a newer onnxruntime."
+            f"A part of the model that the engine leaves to onnxruntime was refused by it: "
+            f"{first_line(error)} Probably the model is not valid, or needs a newer onnxruntime."
         ) from error
 
 

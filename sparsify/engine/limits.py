@@ -51,14 +51,14 @@ def check_shape(what: str, shape: tuple[int, ...], dtype: str) -> int:
     """Bytes of an array of this shape and dtype. Raises EngineError beyond the limits."""
     if len(shape) > LIMITS.rank or any(size < 0 for size in shape):
         raise EngineError(
-            f"{what} has the shape {shape}, which no array can have here: sizes must not be negative and there "
-            f"may be at most {LIMITS.rank} axes. The file is damaged, or the input does not fit the model."
+            f"{what} has the shape {shape}, which no array can have here: sizes must not be negative and "
+            f"there may be at most {LIMITS.rank} axes. The file is damaged, or the input does not fit it."
         )
     size = math.prod(shape) * np.dtype(dtype).itemsize
     if size > LIMITS.value_bytes:
         raise EngineError(
             f"{what} has the shape {shape}, which takes {size / 2**30:.1f} GiB; the engine allows "
-            f"{LIMITS.value_bytes / 2**30:.0f} GiB for one array. The file is damaged, or the input is too large: "
-            f"run it in smaller batches."
+            f"{LIMITS.value_bytes / 2**30:.0f} GiB for one array. The file is damaged, or the input is too "
+            f"large: run it in smaller batches."
         )
     return size

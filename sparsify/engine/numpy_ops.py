@@ -93,8 +93,7 @@ def pool(op: Pool, operands: Sequence[Array], results: Sequence[Value]) -> tuple
     size = results[0].shape[2:]
     window = (op.kernel, op.stride, op.dilation, size)
     if op.kind == "max":
-        lowest = -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min
-        parts = [part for _, part in _taps(_padded(x, op.padding, lowest), *window)]
+        parts = [part for _, part in _taps(_padded(x, op.padding, lowest(x.dtype)), *window)]
         return (np.max(parts, axis=0),)
     total = sum(part for _, part in _taps(_padded(x, op.padding), *window))
     inside = _padded(np.ones_like(x), op.padding, fill=float(op.count_padding))
@@ -116,9 +115,19 @@ def elementwise(op: Elementwise, operands: Sequence[Array], results: Sequence[Va
 
 
 def reduce(op: Reduce, operands: Sequence[Array], results: Sequence[Value]) -> tuple[Array, ...]:
-    function = getattr(np, op.kind)
-    y = function(operands[0], axis=op.axes, keepdims=op.keep)
-    return (np.asarray(y, operands[0].dtype),)
+    x = operands[0]
+    start = {"initial": lowest(x.dtype, op.kind)} if op.kind in ("max", "min") else {}
+    y = getattr(np, op.kind)(x, axis=op.axes, keepdims=op.keep, **start)
+    return (np.asarray(y, x.dtype),)
+
+
+def lowest(dtype: np.dtype[Any], kind: str = "max") -> Any:
+    """What a maximum starts from, or a minimum: the result where there is nothing to compare."""
+    if dtype.kind in "fb":
+        return (
+            -np.inf if kind == "max" and dtype.kind == "f" else np.inf if dtype.kind == "f" else kind == "min"
+        )
+    return np.iinfo(dtype).min if kind == "max" else np.iinfo(dtype).max
 
 
 def softmax(op: Softmax, operands: Sequence[Array], results: Sequence[Value]) -> tuple[Array, ...]:

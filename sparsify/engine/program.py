@@ -28,8 +28,8 @@ class Value:
     """A named array that operations read or write.
 
     dtype is numpy's name. All floating point is "float32"; "int64", "int32" and "bool" are common, other
-    integers occur next to Cast and Foreign. A dimension of -1 is known only at run time: outputs of a
-    Foreign that no operation reads may have one.
+    integers occur next to Cast and Foreign. A size of -1 is known only at run time, as may be the number of
+    axes where the shape is (-1,): outputs of a Foreign that no operation reads may have that.
     """
 
     name: str
@@ -95,7 +95,8 @@ class Pool:
 class Elementwise:
     """One function of one to three operands, numpy broadcasting. Operands are value names or constants.
 
-    The functions are the keys of `sparsify.engine.functions.FUNCTIONS`; "cast" converts to the output's dtype.
+    The functions are the keys of `sparsify.engine.functions.FUNCTIONS`; "cast" converts to the output's
+    dtype.
     """
 
     function: str
@@ -190,6 +191,11 @@ class Foreign:
     outputs: tuple[str, ...]
     model: bytes
     operators: tuple[str, ...]  # for explain(): the operator types inside
+
+    @property
+    def name(self) -> str:
+        """The operator types, as a layer's name in reports."""
+        return ", ".join(self.operators)
 
 
 Operation = (

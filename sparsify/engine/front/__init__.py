@@ -1,7 +1,7 @@
 """The engine's front: an ONNX model in, a Program for given input shapes out.
 
-`load(path_or_bytes)` reads a model and unpacks its weights, once; `build(graph, shapes)` makes the program for
-one set of input shapes. Any number of threads may build from one graph.
+`load(path_or_bytes)` reads a model and unpacks its weights, once; `build(graph, shapes)` makes the program
+for one set of input shapes. Any number of threads may build from one graph.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ class Builder:
         return found
 
     def ints(self, node: Node, attribute: str, index: int) -> tuple[int, ...] | None:
-        """Integers that older opsets have as an attribute and newer ones as a constant input; None: left out."""
+        """Integers that are an attribute in old opsets and a constant input in new ones; None: left out."""
         if attribute in node.attributes:
             return tuple(node.attributes[attribute])
         if not node.input(index):
@@ -97,7 +97,7 @@ class Builder:
                 return name
 
     def emit(self, operation: Operation, *declared: Value) -> str:
-        """Append an operation, or compute it where all that it reads is constant. Returns what it writes first.
+        """Append an operation, or compute it where all it reads is constant. Returns what it writes first.
 
         declared: the values that it writes, for operations that do not tell by themselves.
         Raises ValueError where operands do not fit, EngineError where the result is beyond the limits.
@@ -171,7 +171,7 @@ class Builder:
         )
 
     def _copy(self, source: str, output: str) -> str:
-        """An operation that writes an input, a constant or a second name of a value; returns what it writes."""
+        """An operation that writes an input, a constant or a second name of a value; returns its output."""
         if output in self.values:
             output = self.fresh(output)
         self.operations.append(Rearrange("reshape", (source,), output))

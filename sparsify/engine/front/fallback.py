@@ -1,17 +1,19 @@
-"""Nodes that no importer takes: written out as ONNX's own function of simpler nodes, or left to onnxruntime."""
+"""Nodes that no importer takes: written out as ONNX's function of simpler nodes, or left to onnxruntime."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
+from sparsify.engine.foreign import first_line, foreign_session
 from sparsify.engine.front.builder import Builder
 from sparsify.engine.front.graph import Array, Node
 from sparsify.engine.front.reading import outer_needs
-from sparsify.engine.front.tensors import FLOATS, canonical
+from sparsify.engine.front.tensors import FLOATS, canonical, dtype_of
 from sparsify.engine.program import Foreign, Value
 from sparsify.errors import EngineError
 
@@ -36,13 +38,13 @@ def is_foldable(node: Node) -> bool:
     return node.operator not in DOUBTFUL + RANDOM
 
 
-def function_body(b: Builder, node: Node, opsets: Mapping[str, int]) -> list[NodeProto] | None:
+def function_body(b: Builder, node: Node) -> list[NodeProto] | None:
     """A node written out in simpler ones, as the ONNX standard defines it; None where it does not.
 
     Names inside the body are made the node's own.
     """
     try:
-        schema = onnx.defs.get_schema(node.operator, node.opset, node.domain)
+        schema: Any = onnx.defs.get_schema(node.operator, node.opset, node.domain)
     except onnx.defs.SchemaError:
         return None
     body = onnx.FunctionProto()
@@ -149,18 +151,30 @@ def foreign(
     outside = sorted({name for proto in protos for name in outer_needs(proto)} - inside)
     computed = {name: b.values[b.resolve(name)] for name in outside if b.resolve(name) not in b.constants}
     constants = {name: b.constants[b.resolve(name)] for name in outside if name not in computed}
+    operators = tuple(dict.fromkeys(node.operator for node in nodes))
     try:
         model = _model(protos, computed, constants, outputs, opsets)
         written = _inferred(model)
-        text = model.SerializeToString()
+        text = _accepted(model)
     except (ValueError, TypeError, RuntimeError, onnx.shape_inference.InferenceError) as error:
-        operators = sorted({node.operator for node in nodes})
         raise EngineError(
-            f"The operators {operators} cannot be handed to onnxruntime: {error}. The model is probably not valid."
+            f"The operators {', '.join(operators)} cannot be handed to onnxruntime: {first_line(error)} "
+            f"The model is probably not valid."
         ) from error
-    operators = tuple(dict.fromkeys(node.operator for node in nodes))
     reads = tuple(b.resolve(name) for name in computed)
     return Foreign(reads, tuple(value.name for value in outputs), text, operators), written
+
+
+def _accepted(model: ModelProto) -> bytes:
+    """The model as bytes; without its inputs' shapes where onnxruntime, knowing more now, is stricter."""
+    text = model.SerializeToString()
+    try:
+        foreign_session(text, 1)
+    except EngineError:
+        for value in model.graph.input:
+            value.type.tensor_type.ClearField("shape")
+        text = model.SerializeToString()
+    return text
 
 
 def _inferred(model: ModelProto) -> list[Value]:
@@ -179,9 +193,9 @@ def _inferred(model: ModelProto) -> list[Value]:
     values = []
     for output in inferred.graph.output:
         tensor = output.type.tensor_type
-        if not tensor.elem_type or not tensor.HasField("shape"):
-            raise DataDependent(output.name)
-        sizes = (d.dim_value if d.HasField("dim_value") else -1 for d in tensor.shape.dim)
-        element = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-        values.append(Value(output.name, tuple(sizes), "float32" if element.kind == "f" else str(element)))
+        sizes = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in tensor.shape.dim)
+        known = tensor.elem_type and tensor.HasField("shape")
+        values.append(
+            Value(output.name, sizes, dtype_of(tensor.elem_type)) if known else Value(output.name, (-1,))
+        )
     return values

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import onnx
 
+from sparsify.engine.foreign import first_line
 from sparsify.engine.front.builder import Builder, Unsupported
 from sparsify.engine.front.fallback import DataDependent, foreign, function_body, is_foldable
 from sparsify.engine.front.graph import Graph, Node
 from sparsify.engine.front.reading import Reader, outer_needs
 from sparsify.engine.front.registry import importers
-from sparsify.engine.foreign import first_line
 from sparsify.engine.limits import LIMITS, Budget
 from sparsify.engine.program import Program, Shape, Value
 from sparsify.errors import EngineError
@@ -37,9 +38,8 @@ def fold_constants(graph: Graph) -> Graph:
     for node in graph.nodes:
         inputs = [builder.resolve(name) for name in outer_needs(node.proto)]
         if is_foldable(node) and all(name in builder.constants for name in inputs):
-            importer.add(node)
-            unfolded = any(builder.resolve(name) not in builder.constants for name in node.outputs if name)
-            if not unfolded:
+            with contextlib.suppress(DataDependent):
+                importer.add(node)
                 continue
         rest.append(node)
     wanted = {name for node in rest for name in outer_needs(node.proto)} | {
@@ -85,8 +85,8 @@ class _Importer:
             raise
         except NONSENSE as error:
             raise EngineError(
-                f"The {node.operator} node '{node.name}' cannot be run: {first_line(error)} The model is damaged, "
-                f"or was given an input whose shape it is not made for."
+                f"The {node.operator} node '{node.name}' cannot be run: {first_line(error)} The model is "
+                f"damaged, or was given an input whose shape it is not made for."
             ) from error
 
     def _add(self, node: Node, depth: int) -> None:
@@ -97,7 +97,7 @@ class _Importer:
             return
         if self._is_known(node) and self._imported(resolved):
             return
-        body = function_body(self.builder, resolved, self.graph.opsets)
+        body = function_body(self.builder, resolved)
         if body is not None and all(n.op_type in importers() for n in body):
             known = set(self.builder.values)
             for proto in body:

@@ -6,7 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+import onnx.inliner
 from google.protobuf.message import DecodeError
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto
 
@@ -16,6 +18,7 @@ from sparsify.engine.limits import LIMITS, Budget
 from sparsify.errors import EngineError
 
 OLDEST_OPSET = 7  # where ONNX took on numpy's broadcasting; exporters of opset 11 and up are tested
+PORT_DTYPES = ("bfloat16", "bool", "object", *(np.dtype(code).name for code in "efd" + "bhiq" + "BHIQ"))
 DEFAULT_DOMAINS = ("", "ai.onnx")
 
 
@@ -57,8 +60,8 @@ def _content(source: str | Path | bytes) -> tuple[bytes, Path | None]:
 
 def _damaged(what: str) -> EngineError:
     return EngineError(
-        f"The model cannot be read: {what}. The file is damaged, cut short or not an ONNX file; export or fetch "
-        f"it again."
+        f"The model cannot be read: {what}. The file is damaged, cut short or not an ONNX file; export or "
+        f"fetch it again."
     )
 
 
@@ -150,13 +153,19 @@ class Reader:
 
 
 def _port(value: ValueInfoProto) -> Port:
-    if not value.type.HasField("tensor_type"):
-        return Port(value.name, "object", None)
+    if value.type.WhichOneof("value") not in (None, "tensor_type"):
+        raise EngineError(
+            f"The model's input or output '{value.name}' is no tensor but a sequence or a map, which cannot "
+            f"be given or taken. Export the model with tensors alone."
+        )
     tensor = value.type.tensor_type
-    try:
-        dtype = str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
-    except KeyError:
-        dtype = "object"
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name if tensor.elem_type else "float32"
+    if dtype not in PORT_DTYPES:
+        raise EngineError(
+            f"The model's input or output '{value.name}' is of the type {dtype}, which cannot be given or "
+            f"taken. Export the model with inputs and outputs of floating point of 16 bits or more, integers "
+            f"of 8 or more, or bool."
+        )
     if not tensor.HasField("shape"):
         return Port(value.name, dtype, None)
     sizes = tuple(

@@ -12,7 +12,7 @@ from sparsify.engine.front.builder import Builder
 from sparsify.engine.front.graph import Node
 
 Importer = Callable[[Builder, Node], None]
-"""Emits a node's operations. May raise Unsupported for a form that the grammar lacks, ValueError for nonsense."""
+"""Emits a node's operations. Raises Unsupported for what the grammar lacks, ValueError for nonsense."""
 
 _IMPORTERS: dict[str, Importer] = {}
 

@@ -60,9 +60,9 @@ class Rewrite:
         gone: tuple[int, ...] = (),
         values: tuple[Value, ...] = (),
     ) -> None:
-        """Replace operation i by several, drop others; `values` describe the new names among what they write."""
+        """Replace operation i by several, drop others; `values` describe the new names that they write."""
         self._busy |= {i, *gone}
-        self._new |= {number: () for number in gone}
+        self._new |= dict.fromkeys(gone, ())
         self._new[i] = operations
         self._values |= {value.name: value for value in values}
 

@@ -89,8 +89,8 @@ def _with_external_data(tensor: TensorProto, folder: Path | None) -> TensorProto
         offset = length = -1
     if offset < 0 or length != wanted or offset + length > min(path.stat().st_size, LIMITS.external_bytes):
         raise EngineError(
-            f"The external file '{location}' does not hold the {wanted} bytes of the weight '{tensor.name}' at "
-            f"the place that the model names. It was cut short or belongs to another model; fetch both again."
+            f"The external file '{location}' does not hold the {wanted} bytes of the weight '{tensor.name}' "
+            f"at the place that the model names. It was cut short or is another model's; fetch both again."
         )
     with path.open("rb") as file:
         file.seek(offset)
@@ -122,6 +122,6 @@ def sparse_to_array(sparse: onnx.SparseTensorProto, folder: Path | None, budget:
 
 def _sparse_error(name: str, what: str) -> EngineError:
     return EngineError(
-        f"The sparse weight '{name}' cannot be unpacked: {what}. The file is damaged, or was written by a tool "
-        f"that does not follow the ONNX standard; write it again."
+        f"The sparse weight '{name}' cannot be unpacked: {what}. The file is damaged, or was written by a "
+        f"tool that does not follow the ONNX standard; write it again."
     )

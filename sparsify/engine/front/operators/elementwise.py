@@ -7,7 +7,7 @@ from functools import reduce
 import numpy as np
 
 from sparsify.engine.front.builder import Builder, Unsupported
-from sparsify.engine.front.graph import Node
+from sparsify.engine.front.graph import Array, Node
 from sparsify.engine.front.registry import importer
 from sparsify.engine.front.tensors import dtype_of
 from sparsify.engine.functions import FUNCTIONS
@@ -69,7 +69,7 @@ def mod(b: Builder, node: Node) -> None:
 
 def cast_to(b: Builder, source: str, dtype: str, output: str) -> None:
     """Convert to a dtype; nothing where it is that already."""
-    if np.dtype(dtype).kind not in "fiub" or b.dtype(source) == "object":
+    if any(np.dtype(name).isbuiltin != 1 or name == "object" for name in (dtype, b.dtype(source))):
         raise Unsupported(f"numbers of the dtype {dtype}")
     if b.dtype(source) == dtype:
         b.alias(output, source)
@@ -139,19 +139,22 @@ def gelu(b: Builder, node: Node) -> None:
 
 @importer("DequantizeLinear")
 def dequantize(b: Builder, node: Node) -> None:
-    """(x - zero) * scale, per tensor or along one axis."""
-    source, scale = node.input(0), node.input(1)
-    x, shape = b.shape(source), b.shape(scale)
-    if node.get("block_size", 0) or len(shape) > 1:
-        raise Unsupported("scales of blocks")
-    wide = b.fresh(source)
-    cast_to(b, source, "float32", wide)
+    """(x - zero) * scale, per tensor, along one axis, or per block of an axis."""
+    wide = b.fresh(node.input(0))
+    cast_to(b, node.input(0), "float32", wide)
     wide = b.resolve(wide)
-    along = [1] * len(x)
-    if shape and shape != (1,):
-        along[node.get("axis", 1)] = shape[0]
     if node.input(2):
-        zero = b.fresh(source)
-        cast_to(b, node.input(2), "float32", zero)
-        wide = b.elementwise("sub", wide, b.reshape(b.resolve(zero), tuple(along) if shape else ()))
-    b.elementwise("mul", wide, b.reshape(scale, tuple(along) if shape else ()), output=node.output(0))
+        wide = b.elementwise("sub", wide, _scales(b, node, b.need_constant(node.input(2)).astype(np.float32)))
+    b.elementwise("mul", wide, _scales(b, node, b.need_constant(node.input(1))), output=node.output(0))
+
+
+def _scales(b: Builder, node: Node, scale: Array) -> Array:
+    """Scales or zero points of a DequantizeLinear, so that they broadcast to its input."""
+    shape = b.shape(node.input(0))
+    axis, block = node.get("axis", 1), node.get("block_size", 0)
+    if block:
+        return np.repeat(scale, block, axis)[tuple(slice(size) for size in shape)]
+    along = [1] * len(shape)
+    if scale.size > 1:
+        along[axis] = scale.size
+    return scale.reshape(along if scale.ndim else ())

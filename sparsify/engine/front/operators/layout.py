@@ -199,7 +199,8 @@ def space_to_depth(b: Builder, node: Node) -> None:
     n, c, h, w = b.shape(node.input(0))
     k = node.get("blocksize", 1)
     apart = b.reshape(node.input(0), (n, c, h // k, k, w // k, k))
-    b.reshape(b.transpose(apart, (0, 3, 5, 1, 2, 4)), (n, c * k * k, h // k, w // k), node.output(0))
+    perm = (0, 3, 5, 1, 2, 4) if node.get("mode", "DCR") == "DCR" else (0, 1, 3, 5, 2, 4)
+    b.reshape(b.transpose(apart, perm), (n, c * k * k, h // k, w // k), node.output(0))
 
 
 @importer("Gather")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from sparsify.engine.front.builder import Builder, Unsupported
 from sparsify.engine.front.graph import Node
 from sparsify.engine.front.registry import importer
-from sparsify.engine.program import Convolution, Pool, Reduce
+from sparsify.engine.program import Convolution, Pool, Reduce, Shape
 
 Pair = tuple[int, int]
 
@@ -108,7 +108,7 @@ def conv(b: Builder, node: Node) -> None:
 def pool(b: Builder, node: Node) -> None:
     if node.output(1):
         raise Unsupported("the places of the maxima")
-    kind = "max" if node.operator == "MaxPool" else "average"
+    kind: Literal["max", "average"] = "max" if node.operator == "MaxPool" else "average"
     kernel = tuple(node.get("kernel_shape", ()))
     given = window(b, node, kernel)
     count_padding = bool(node.get("count_include_pad", 0))
@@ -125,9 +125,9 @@ def pool(b: Builder, node: Node) -> None:
 
 
 def _ceiled(
-    size: Pair, kernel: Pair, stride: Pair, dilation: Pair, padding: tuple[int, ...]
+    size: Shape, kernel: Pair, stride: Pair, dilation: Pair, padding: tuple[int, ...]
 ) -> tuple[int, ...]:
-    """Padding at the end widened so that the last, incomplete window counts; one in padding alone does not."""
+    """Padding with its end widened so that the last, incomplete window counts, unless all in padding."""
     after = []
     for n, k, s, d, head, tail in zip(size, kernel, stride, dilation, padding[:2], padding[2:], strict=True):
         reach = d * (k - 1) + 1
@@ -140,6 +140,6 @@ def _ceiled(
 
 @importer("GlobalAveragePool", "GlobalMaxPool")
 def global_pool(b: Builder, node: Node) -> None:
-    kind = "mean" if node.operator == "GlobalAveragePool" else "max"
+    kind: Literal["mean", "max"] = "mean" if node.operator == "GlobalAveragePool" else "max"
     axes = tuple(range(2, len(b.shape(node.input(0)))))
-    b.emit(Reduce(kind, node.input(0), node.output(0), axes))  # type: ignore[arg-type]
+    b.emit(Reduce(kind, node.input(0), node.output(0), axes))

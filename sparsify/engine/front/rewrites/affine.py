@@ -27,7 +27,7 @@ def channel_constant(array: Array, channels: int, axis_from_end: int) -> Array |
 
 
 def scale_and_shift(op: Elementwise, channels: int, axis_from_end: int) -> tuple[Array, Array] | None:
-    """(a, b), each [channels], where the operation is a x + b by channel with constants; None where it is not."""
+    """(a, b), each [channels], of an operation that is a x + b by channel; None for any other."""
     if op.function not in ("add", "sub", "mul", "div") or len(op.inputs) != 2:
         return None
     first, second = op.inputs

@@ -16,6 +16,7 @@ def drop_unread(rewrite: Rewrite) -> None:
 def pool_everything_is_mean(rewrite: Rewrite) -> None:
     """A pool whose one window is the whole plane is a mean or maximum over it."""
     for i, op in enumerate(rewrite.operations):
-        if isinstance(op, Pool) and not any(op.padding) and op.kernel == rewrite.shape(op.input)[2:]:
-            if op.dilation == (1, 1):
-                rewrite.put(i, Reduce("mean" if op.kind == "average" else "max", op.input, op.output, (2, 3)))
+        if not isinstance(op, Pool) or any(op.padding) or op.dilation != (1, 1):
+            continue
+        if op.kernel == rewrite.shape(op.input)[2:]:
+            rewrite.put(i, Reduce("mean" if op.kind == "average" else "max", op.input, op.output, (2, 3)))

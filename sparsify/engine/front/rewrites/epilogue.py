@@ -12,7 +12,7 @@ from sparsify.engine.program import Convolution, Elementwise, Epilogue, Linear
 
 
 def fuse_residual(rewrite: Rewrite) -> None:
-    """add(linear(x), y) with y of the same shape: the last of the two operands to be computed takes the other in."""
+    """add(linear(x), y), shapes alike: the operand that is computed last takes the other in."""
     for j, add in enumerate(rewrite.operations):
         if not isinstance(add, Elementwise) or add.function != "add":
             continue

@@ -1,4 +1,4 @@
-"""Fewer moves of elements: reshapes and transposes merged, dropped, or pushed out of a linear operator's way."""
+"""Fewer moves of elements: reshapes and transposes merged, dropped, or pushed out of the way."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def reshape_after_elementwise(rewrite: Rewrite) -> None:
 
 
 def _swap(rewrite: Rewrite, j: int, op: Elementwise, reshapes: list[Rearrange]) -> None:
-    """Let `op` read what the reshapes read; each reader of its result gets a reshape of the result instead."""
+    """Let `op` read what the reshapes read; readers of its result get a reshape of the result instead."""
     inner, outer = rewrite.shape(reshapes[0].inputs[0]), rewrite.shape(op.output)
     if any(rewrite.shape(r.inputs[0]) != inner or rewrite.shape(r.output) != outer for r in reshapes):
         return
@@ -116,7 +116,7 @@ def _swap(rewrite: Rewrite, j: int, op: Elementwise, reshapes: list[Rearrange]) 
 
 
 def constant_for(constant: Array, inner: Shape, outer: Shape) -> Array | None:
-    """A constant that is broadcast to `outer`, written so that it is broadcast to `inner` alike; None: cannot."""
+    """A constant broadcast to `outer`, written so that it is broadcast to `inner` alike; None: cannot."""
     if constant.size == 1:
         return constant.reshape(())
     for place in range(len(inner)):
