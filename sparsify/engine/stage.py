@@ -15,7 +15,7 @@ Where a producer and a consumer want different layouts the compiler puts a copyi
 
 A kernel is a file in `sparsify/engine/kernels/` that defines
 
-    def propose(operation, context) -> Stage | None    # None: this kernel cannot do it
+    def propose(operation, context) -> Proposal | Stage | None    # None: this kernel cannot do it
     def emit(module: Module) -> None                   # optional: its functions, added to the kernel library
 
 Parameters of a native function travel in `constants` (an int64 array is the usual first one), so that a
@@ -65,6 +65,14 @@ class Stage:
     density: float = 1.0  # of the weights
     seconds: float = 0.0  # predicted for one run; of several proposals the least is taken
     why: str = ""  # one clause for `report()`: why this kernel
+
+
+@dataclass(frozen=True, eq=False)
+class Proposal:
+    """A stage that is built only if it is chosen."""
+
+    seconds: float  # as in Stage
+    build: Callable[[], Stage]
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,10 +72,9 @@ def panel_length(layer: Layer, context: Context, blocks: int) -> int:
 
 
 def blocked_stage(
-    kernel: str, operation: Convolution | Linear, context: Context, layer: Layer, compile: Callable[[], Blocked]
+    kernel: str, operation: Convolution | Linear, context: Context, layer: Layer, blocked: Blocked, seconds: float
 ) -> Stage:
     """The stage that runs a layer's blocks over all panels."""
-    blocked = compile()
     blocks = len(blocked.records)
     vectors = len(layer.where.table)
     panel = panel_length(layer, context, blocks)
@@ -99,6 +97,6 @@ def blocked_stage(
         code=blocked.code,
         flops=flops,
         density=layer.density,
-        seconds=flops / 100e9,
+        seconds=seconds,
         why=f"density {layer.density:.0%}, {blocks} row blocks",
     )

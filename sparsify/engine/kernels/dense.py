@@ -8,13 +8,13 @@ from sparsify.engine import blocks
 from sparsify.engine.encode import Encoder, encoder
 from sparsify.engine.program import Convolution, Linear, Operation
 from sparsify.engine.sliding import entries
-from sparsify.engine.stage import Context, Stage
+from sparsify.engine.stage import Context, Proposal, Stage
 from sparsify.engine.tiles import Blocked, Layer, blocked_stage, cut_rows, prepare
 
-_RATE = 150e9  # floating-point operations a second and thread, zeros included
+_RATE = 6e9  # vector multiplications a second and thread, zeros included
 
 
-def propose(operation: Operation, context: Context) -> Stage | None:
+def propose(operation: Operation, context: Context) -> Proposal | None:
     """Any Convolution or Linear on planes, where the target has an encoder."""
     encode = encoder(context.target.level)
     if encode is None or not isinstance(operation, Convolution | Linear):
@@ -22,7 +22,16 @@ def propose(operation: Operation, context: Context) -> Stage | None:
     layer = prepare(operation, context)
     if layer is None or layer.density < context.tuning.dense_above:
         return None
-    return blocked_stage("dense", operation, context, layer, lambda: _compile(operation, layer, encode, context.threads))
+    rows, per_group = operation.weight.shape[0], operation.weight[0].size
+    groups = operation.groups if isinstance(operation, Convolution) else 1
+    met = min(groups, -(-encode.rows * groups // rows))  # groups whose columns one row block reads
+    seconds = rows * per_group * met * len(layer.where.table) / _RATE / context.threads
+
+    def build() -> Stage:
+        blocked = _compile(operation, layer, encode, context.threads)
+        return blocked_stage("dense", operation, context, layer, blocked, seconds)
+
+    return Proposal(seconds, build)
 
 
 def _compile(operation: Convolution | Linear, layer: Layer, encode: Encoder, threads: int) -> Blocked:

@@ -15,11 +15,16 @@ from sparsify.engine.encode import Encoder, encoder
 from sparsify.engine.ir import I32, I64, POINTER, Body, Module
 from sparsify.engine.program import Convolution, Linear, Operation
 from sparsify.engine.sliding import entries
-from sparsify.engine.stage import Context, Stage
+from sparsify.engine.stage import Context, Proposal, Stage
 from sparsify.engine.tiles import Blocked, Layer, blocked_stage, cut_rows, prepare
 
 
-def propose(operation: Operation, context: Context) -> Stage | None:
+_LOADS = 5.5e9  # a second and thread
+_FETCH = 8e9  # bytes of code and weights a second and thread
+_BYTES = 11  # of code and weights for each non-zero or column
+
+
+def propose(operation: Operation, context: Context) -> Proposal | None:
     """Any Convolution or Linear on planes, where the target has an encoder."""
     encode = encoder(context.target.level)
     if encode is None or not isinstance(operation, Convolution | Linear):
@@ -27,7 +32,22 @@ def propose(operation: Operation, context: Context) -> Stage | None:
     layer = prepare(operation, context)
     if layer is None or layer.density >= context.tuning.dense_above:
         return None
-    return blocked_stage("straight", operation, context, layer, lambda: _compile(operation, layer, encode, context.threads))
+    seconds = _seconds(layer, operation, encode, context)
+
+    def build() -> Stage:
+        blocked = _compile(operation, layer, encode, context.threads)
+        return blocked_stage("straight", operation, context, layer, blocked, seconds)
+
+    return Proposal(seconds, build)
+
+
+def _seconds(layer: Layer, operation: Convolution | Linear, encode: Encoder, context: Context) -> float:
+    """Two loads a cycle: a weight for each non-zero and, where any row of a block uses it, a column."""
+    rows, columns = len(operation.weight), operation.weight[0].size
+    used = columns * (1 - (1 - layer.density) ** min(rows, encode.rows)) * -(-rows // encode.rows)
+    loads = (layer.nonzeros + 2 * used) * len(layer.where.table)
+    code = (layer.nonzeros + used) * _BYTES
+    return (loads / _LOADS + code / _FETCH) / context.threads
 
 
 def _compile(operation: Convolution | Linear, layer: Layer, encode: Encoder, threads: int) -> Blocked:
