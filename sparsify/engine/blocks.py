@@ -22,9 +22,9 @@ from sparsify.engine.program import Epilogue
 
 TYPE = ir.FunctionType(ir.VoidType(), [POINTER, POINTER, POINTER, POINTER, I64, POINTER])
 STREAM_HEAD = 16  # floats before the bias
-_LOCATE = bytes.fromhex("486301" "4801f8" "4c635104" "4901f2")  # rax = input, r10 = output + the table's offsets
-_RESIDUAL = bytes.fromhex("48634104" "4c01c8")  # rax = residual + the table's output offset
-_NEXT = bytes.fromhex("4883c110" "49ffc8")  # next position, one fewer to go
+_LOCATE = bytes.fromhex("4863014801f84c6351044901f2")  # rax = input, r10 = output + the table's offsets
+_RESIDUAL = bytes.fromhex("486341044c01c8")  # rax = residual + the table's output offset
+_NEXT = bytes.fromhex("4883c11049ffc8")  # next position, one fewer to go
 _RETURN = b"\xc5\xf8\x77\xc3"  # vzeroupper; ret
 
 
@@ -108,13 +108,17 @@ def finish(rows: int, encoder: Encoder, channel: int, epilogue: Epilogue) -> byt
     return b"".join(parts)
 
 
-def column_stream(shifts: np.ndarray, weights: np.ndarray, bias: np.ndarray, epilogue: Epilogue) -> np.ndarray:
+def column_stream(
+    shifts: np.ndarray, weights: np.ndarray, bias: np.ndarray, epilogue: Epilogue
+) -> np.ndarray:
     """The stream of `looped`: after the bias, for each column, its shift in bytes and its weights.
 
     shifts int64 [columns] in floats, weights float32 [columns, rows].
     """
     none = np.zeros(0, np.int64)
-    head = stream(Rows(len(bias), none, none, np.zeros(0, np.float32)), bias, epilogue)[: STREAM_HEAD + len(bias)]
+    head = stream(Rows(len(bias), none, none, np.zeros(0, np.float32)), bias, epilogue)[
+        : STREAM_HEAD + len(bias)
+    ]
     places = (shifts * 4).astype(np.uint32).view(np.float32)[:, None]
     floats = np.concatenate([head, np.concatenate([places, weights], axis=1).ravel()])
     return np.pad(floats, (0, -len(floats) % 16))

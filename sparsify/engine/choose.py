@@ -9,9 +9,9 @@ from sparsify.engine.stage import Context, Proposal, Stage
 
 def choose(operation: Operation, context: Context) -> Stage | None:
     """The stage for `operation`; None where no kernel knows it."""
-    proposals = [file.propose(operation, context) for file in kernel_files().values()]
-    possible = [proposal for proposal in proposals if proposal is not None]
+    proposals = {name: file.propose(operation, context) for name, file in kernel_files().items()}
+    possible = {name: proposal for name, proposal in proposals.items() if proposal is not None}
     if not possible:
         return None
-    best = min(possible, key=lambda proposal: proposal.seconds)
+    best = possible.get(context.prefer) or min(possible.values(), key=lambda proposal: proposal.seconds)
     return best.build() if isinstance(best, Proposal) else best

@@ -62,7 +62,12 @@ def is_renaming(operation: Operation, values: Mapping[str, Value]) -> bool:
         return False
     before, after = (values[name] for name in (operation.inputs[0], operation.output))
     images = as_images(before.shape)
-    return before.dtype == "float32" and images is not None and images == as_images(after.shape) and images[2:] == (1, 1)
+    return (
+        before.dtype == "float32"
+        and images is not None
+        and images == as_images(after.shape)
+        and images[2:] == (1, 1)
+    )
 
 
 def is_flat(operation: Operation, values: Mapping[str, Value]) -> bool:
@@ -73,7 +78,11 @@ def is_flat(operation: Operation, values: Mapping[str, Value]) -> bool:
     names = [name for name in operation.inputs if isinstance(name, str)]
     constants = [c for c in operation.inputs if not isinstance(c, str)]
     result = values[operation.output]
-    if as_images(result.shape) is None or result.dtype != "float32" or any(values[n] != Value(n, result.shape) for n in names):
+    if (
+        as_images(result.shape) is None
+        or result.dtype != "float32"
+        or any(values[n] != Value(n, result.shape) for n in names)
+    ):
         return False
     if operation.function == "clip":
         single = len(names) == 1 and len(constants) == 2 and all(c.size == 1 for c in constants)
@@ -97,7 +106,10 @@ class _Class:
     def reaches(self, edge: Reach) -> None:
         old = self.edge
         self.edge = Reach(
-            max(old.top, edge.top), max(old.left, edge.left), max(old.bottom, edge.bottom), max(old.right, edge.right)
+            max(old.top, edge.top),
+            max(old.left, edge.left),
+            max(old.bottom, edge.bottom),
+            max(old.right, edge.right),
         )
 
 

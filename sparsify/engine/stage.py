@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sparsify.engine.layout import Planes
-from sparsify.engine.program import Operation, Value
+from sparsify.engine.program import Value
 from sparsify.engine.target import Target
 from sparsify.engine.tuning import Tuning
 
@@ -46,6 +46,7 @@ class Context:
     target: Target
     threads: int
     tuning: Tuning
+    prefer: str = ""  # the kernel that wins wherever it is possible, whatever the others predict
 
 
 @dataclass(frozen=True, eq=False)

@@ -53,7 +53,7 @@ def prepare(operation: Convolution | Linear, context: Context) -> Layer | None:
 
 
 def cut_rows(rows: int, most: int, threads: int) -> np.ndarray:
-    """Bounds of row blocks of nearly equal height, a multiple of `threads` of them where that costs little."""
+    """Bounds of row blocks of nearly equal height, a multiple of `threads` in number."""
     count = -(-rows // most)
     if count > 1:
         count = -(-count // threads) * threads
@@ -72,7 +72,12 @@ def panel_length(layer: Layer, context: Context, blocks: int) -> int:
 
 
 def blocked_stage(
-    kernel: str, operation: Convolution | Linear, context: Context, layer: Layer, blocked: Blocked, seconds: float
+    kernel: str,
+    operation: Convolution | Linear,
+    context: Context,
+    layer: Layer,
+    blocked: Blocked,
+    seconds: float,
 ) -> Stage:
     """The stage that runs a layer's blocks over all panels."""
     blocks = len(blocked.records)

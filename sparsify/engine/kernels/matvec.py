@@ -89,7 +89,12 @@ def _cut(first: np.ndarray, tiles: int) -> np.ndarray:
 
 
 def _sparse_stage(
-    operation: Linear | Convolution, weight: np.ndarray, slices: _Slices, images: int, nonzeros: int, context: Context
+    operation: Linear | Convolution,
+    weight: np.ndarray,
+    slices: _Slices,
+    images: int,
+    nonzeros: int,
+    context: Context,
 ) -> Stage:
     width, rows = context.target.width, len(weight)
     bias = np.zeros(len(slices.first) * width, np.float32)
@@ -97,7 +102,16 @@ def _sparse_stage(
     tiles = min(len(slices.first) - 1, context.threads * context.tuning.tiles_per_thread)
     bounds = _cut(slices.first, tiles)
     parameters = _parameters(operation, weight, images)
-    constants = (parameters, bounds, slices.first, slices.order, slices.value, slices.column, bias, _limits(operation))
+    constants = (
+        parameters,
+        bounds,
+        slices.first,
+        slices.order,
+        slices.value,
+        slices.column,
+        bias,
+        _limits(operation),
+    )
     seconds = slices.value.size * 6 * images / _SPARSE_RATE / context.threads
     return _stage("sparsify_matvec", operation, constants, tiles, images, nonzeros, weight, seconds)
 
@@ -122,8 +136,8 @@ def _limits(operation: Linear | Convolution) -> np.ndarray:
 
 
 def _stage(
-    function: str, operation: Linear | Convolution, constants: tuple[np.ndarray, ...], tiles: int, images: int,
-    nonzeros: int, weight: np.ndarray, seconds: float,
+    function: str, operation: Linear | Convolution, constants: tuple[np.ndarray, ...], tiles: int,
+    images: int, nonzeros: int, weight: np.ndarray, seconds: float,
 ) -> Stage:  # fmt: skip
     epilogue: Epilogue = operation.epilogue
     residual = () if epilogue.residual is None else (epilogue.residual,)
@@ -148,7 +162,9 @@ def emit(module: Module) -> None:
     _emit_dense(module)
 
 
-def _finish(body: Body, total: ir.Value, limits: ir.Value, residual: ir.Value, has: ir.Value, place: ir.Value) -> ir.Value:
+def _finish(
+    body: Body, total: ir.Value, limits: ir.Value, residual: ir.Value, has: ir.Value, place: ir.Value
+) -> ir.Value:
     """Residual and clamp of one number."""
     b = body.builder
     before = b.block
@@ -166,7 +182,9 @@ def _emit_sparse(module: Module) -> None:
     body = Body(module, "sparsify_matvec")
     b, width, kind = body.builder, module.width, module.vector
     buffers, constants, tile = body.arguments
-    parameters, bounds, first, order, values, columns, bias, limits = (body.pointer(constants, i) for i in range(8))
+    parameters, bounds, first, order, values, columns, bias, limits = (
+        body.pointer(constants, i) for i in range(8)
+    )
     images, rows, length, output, has = body.numbers(parameters, 5)
     lanes = b.alloca(kind)
     begin = body.load(bounds, tile, I64)
@@ -176,12 +194,17 @@ def _emit_sparse(module: Module) -> None:
         y = body.at(body.pointer(buffers, output), b.mul(image.index, rows), F32)
         residual = body.at(body.pointer(buffers, has), b.mul(image.index, rows), F32)
         with body.loop(begin, end) as piece:
-            start, stop = body.load(first, piece.index, I64), body.load(first, b.add(piece.index, body.const(1)), I64)
+            start, stop = (
+                body.load(first, piece.index, I64),
+                body.load(first, b.add(piece.index, body.const(1)), I64),
+            )
             initial = b.load(body.at(bias, piece.index, kind), typ=kind, align=4)
             with body.loop(start, stop, 1, [initial]) as step:
                 weight = b.load(body.at(values, step.index, kind), typ=kind, align=4)
                 narrow = b.load(
-                    body.at(columns, step.index, ir.VectorType(I16, width)), typ=ir.VectorType(I16, width), align=2
+                    body.at(columns, step.index, ir.VectorType(I16, width)),
+                    typ=ir.VectorType(I16, width),
+                    align=2,
                 )
                 found = body.gather(x, b.zext(narrow, ir.VectorType(I32, width)))
                 step.following = [body.fma(weight, found, step.state[0])]
@@ -219,7 +242,9 @@ def _emit_dense(module: Module) -> None:
                 body.fma(b.load(body.at(line, turn.index, F32), typ=kind, align=4), vector, total)
                 for line, total in zip(lines, turn.state, strict=True)
             ]
-        sums = [b.fadd(body.reduce(v), body.load(bias, r, F32)) for v, r in zip(turn.state, chosen, strict=True)]
+        sums = [
+            b.fadd(body.reduce(v), body.load(bias, r, F32)) for v, r in zip(turn.state, chosen, strict=True)
+        ]
         with body.loop(whole, length, 1, sums) as turn:
             number = body.load(x, turn.index, F32)
             turn.following = [
@@ -229,5 +254,3 @@ def _emit_dense(module: Module) -> None:
         for r, total in zip(chosen, turn.state, strict=True):
             body.store(_finish(body, total, limits, residual, has, r), y, r)
     body.done()
-
-

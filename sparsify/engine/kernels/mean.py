@@ -54,11 +54,16 @@ def emit(module: Module) -> None:
         scale = body.load(body.pointer(constants, 1), 0, F32)
         first = b.mul(tile, body.const(_TOGETHER))
         rest = b.sub(channels, first)
-        last = b.add(first, b.select(b.icmp_signed("<", rest, body.const(_TOGETHER)), rest, body.const(_TOGETHER)))
+        last = b.add(
+            first, b.select(b.icmp_signed("<", rest, body.const(_TOGETHER)), rest, body.const(_TOGETHER))
+        )
         with body.loop(first, last) as channel, body.loop(0, blocks) as block:
             start = b.add(b.mul(channel.index, in_channel), b.add(in_lead, b.mul(block.index, in_plane)))
             place = b.add(b.mul(channel.index, out_channel), b.add(out_lead, b.mul(block.index, out_plane)))
-            input, output = body.at(body.pointer(buffers, 0), start, F32), body.at(body.pointer(buffers, 1), place, F32)
+            input, output = (
+                body.at(body.pointer(buffers, 0), start, F32),
+                body.at(body.pointer(buffers, 1), place, F32),
+            )
             whole = b.and_(in_plane, body.const(-module.width))
             with body.loop(0, whole, module.width, [body.zeros()]) as turn:
                 x = b.load(body.at(input, turn.index, F32), typ=kind, align=4)

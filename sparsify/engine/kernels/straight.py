@@ -18,7 +18,6 @@ from sparsify.engine.sliding import entries
 from sparsify.engine.stage import Context, Proposal, Stage
 from sparsify.engine.tiles import Blocked, Layer, blocked_stage, cut_rows, prepare
 
-
 _LOADS = 5.5e9  # a second and thread
 _FETCH = 8e9  # bytes of code and weights a second and thread
 _BYTES = 11  # of code and weights for each non-zero or column
@@ -58,7 +57,9 @@ def _compile(operation: Convolution | Linear, layer: Layer, encode: Encoder, thr
     pieces, streams, records, length, floats = [], [], [], 0, 0
     for start, stop, a, b in zip(bounds[:-1], bounds[1:], edges[:-1], edges[1:], strict=True):
         chosen = order[a:b]
-        rows = blocks.Rows(int(stop - start), found.row[chosen] - start, found.shift[chosen], found.value[chosen])
+        rows = blocks.Rows(
+            int(stop - start), found.row[chosen] - start, found.shift[chosen], found.value[chosen]
+        )
         text = blocks.straight(rows, encode, layer.output.channel, operation.epilogue)
         text += b"\xcc" * (-len(text) % 64)
         part = blocks.stream(rows, operation.bias[start:stop], operation.epilogue)

@@ -42,14 +42,16 @@ def propose(operation: Operation, context: Context) -> Stage | None:
 def _numbers(
     operation: Convolution | Pool, input: Planes, output: Planes, where: Positions, context: Context
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Weights [c, taps + 1], the last one the bias, and what each result is multiplied by [vectors, width]."""
+    """Weights [c, taps + 1], the last one the bias, and the factor of each result [vectors, width]."""
     scale = np.ones((len(where.table), context.target.width), np.float32)
     if isinstance(operation, Convolution):
         flat = operation.weight.reshape(output.channels, -1)
         return np.concatenate([flat, operation.bias[:, None]], axis=1).astype(np.float32), scale
     count = operation.kernel[0] * operation.kernel[1]
     start = -np.inf if operation.kind == "max" else 0.0
-    weights = np.concatenate([np.ones((output.channels, count)), np.full((output.channels, 1), start)], axis=1)
+    weights = np.concatenate(
+        [np.ones((output.channels, count)), np.full((output.channels, 1), start)], axis=1
+    )
     if operation.kind == "average":
         shape = context.values[operation.input].shape
         scale = _divisors(operation, shape[2:], output, where, context.target.width)
@@ -99,7 +101,9 @@ def _stage(
     constants = (parameters, where.table, shifts, weights, scale, limits)
     return Stage(
         kernel="taps",
-        function="sparsify_taps_max" if isinstance(operation, Pool) and operation.kind == "max" else "sparsify_taps",
+        function="sparsify_taps_max"
+        if isinstance(operation, Pool) and operation.kind == "max"
+        else "sparsify_taps",
         reads=reads,
         writes=(operation.output,),
         tiles=-(-channels // together),
@@ -122,7 +126,9 @@ def _emit(module: Module, name: str, largest: bool) -> None:
     b = body.builder
     buffers, constants, tile = body.arguments
     parameters, table, shifts, weights, scale, limits = (body.pointer(constants, i) for i in range(6))
-    channels, together, vectors, count, in_channel, out_channel, output, residual, has = body.numbers(parameters, 9)
+    channels, together, vectors, count, in_channel, out_channel, output, residual, has = body.numbers(
+        parameters, 9
+    )
     first = b.mul(tile, together)
     rest = b.sub(channels, first)
     last = b.add(first, b.select(b.icmp_signed("<", rest, together), rest, together))
