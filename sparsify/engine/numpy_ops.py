@@ -29,6 +29,7 @@ from sparsify.engine.program import (
     Softmax,
     Value,
 )
+from sparsify.errors import EngineError
 
 Array = np.ndarray[Any, Any]
 
@@ -38,9 +39,16 @@ def compute(operation: Operation, operands: Sequence[Array], results: Sequence[V
 
     `operands` are the arrays of `reads(operation)`, in order; `results` the values of `writes(operation)`.
     Arithmetic is in the operands' precision: the operation's own constants are converted to it.
+    Raises EngineError for an index out of range and for an integer division by zero.
     """
-    with np.errstate(all="ignore"):  # infinities and NaN are results like any other
-        return COMPUTE[type(operation)](operation, operands, results)
+    try:
+        with np.errstate(all="ignore"):  # infinities and NaN are results like any other
+            return COMPUTE[type(operation)](operation, operands, results)
+    except (IndexError, ZeroDivisionError) as error:
+        raise EngineError(
+            f"The {type(operation).__name__} that makes '{results[0].name}' met an index out of range or an integer "
+            f"division by zero: {error}. Check the model's inputs: token numbers beyond the vocabulary, say."
+        ) from error
 
 
 def _finish(y: Array, epilogue: Epilogue, operands: Sequence[Array]) -> tuple[Array, ...]:
