@@ -134,9 +134,13 @@ class Body:
         result.add_incoming(total, before)
         result.add_incoming(added, inside)
         result = self.minimum(limits[1], self.maximum(limits[0], result))
-        bits = ir.VectorType(ir.IntType(1), kind.count)
-        lanes = b.bitcast(b.trunc(mask, ir.IntType(kind.count)), bits)
-        self.masked_store(result, self.bytes(output, offset), lanes)
+        self.masked_store(result, self.bytes(output, offset), self.lanes(mask))
+
+    def lanes(self, mask: ir.Value) -> ir.Value:
+        """The bits of a number, a lane each."""
+        width = self.module.width
+        narrow = self.builder.trunc(mask, ir.IntType(width))
+        return self.builder.bitcast(narrow, ir.VectorType(ir.IntType(1), width))
 
     def call(self, function: ir.Value, kind: ir.FunctionType, arguments: Sequence[ir.Value]) -> ir.Value:
         """A call through an address."""
