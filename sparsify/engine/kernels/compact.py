@@ -21,7 +21,7 @@ from sparsify.engine.tiles import Layer, prepare
 
 _MOST = 8  # vectors of positions in registers
 _CHAIN = {1: 4, 2: 4, 3: 2, 4: 2}  # sums for each of them, so that additions do not wait for each other
-_CACHE = 20 << 10  # bytes of input in a block of columns
+_CACHE = {True: 80 << 10, False: 40 << 10}  # bytes of input in a block of columns, by whether it has one tap
 _SPAN = 1 << 16  # floats that an offset reaches
 _LOADS, _STREAM = 6.5e9, 11e9  # loads, and bytes of weights, a second and thread
 
@@ -34,12 +34,17 @@ def propose(operation: Operation, context: Context) -> Proposal | None:
     if layer is None or layer.input.channel >= _SPAN // 4:
         return None
     shape = _shape(operation, layer, context)
-    aligned = layer.input.lanes > 1 or operation.weight.size == operation.weight[..., :1, :1].size
+    aligned = layer.input.lanes > 1 or _is_pointwise(operation)
     loads = layer.nonzeros * (2 + shape.vectors * (1 if aligned else 2))
     sums = shape.blocks * len(operation.weight) * (2 * shape.vectors + 6)
     stream = layer.nonzeros * 6 / _STREAM
     seconds = max((loads + sums) * shape.groups / _LOADS, stream) / context.threads
     return Proposal(seconds, lambda: _stage(operation, context, layer, shape, seconds))
+
+
+def _is_pointwise(operation: Convolution | Linear) -> bool:
+    """Whether there is one tap, so that every load is aligned."""
+    return isinstance(operation, Linear) or operation.weight.shape[2:] == (1, 1)
 
 
 @dataclass(frozen=True)
@@ -58,8 +63,8 @@ def _shape(operation: Convolution | Linear, layer: Layer, context: Context) -> _
     groups = -(-total // _MOST)
     vectors = -(-total // groups)
     channel = layer.input.channel
-    met = channel if groups == 1 else min(channel, 3 * vectors * context.target.width)  # floats that a group reads
-    channels = max(1, min(_CACHE // (met * 4), _SPAN // channel - 2))
+    met = channel if groups == 1 else min(channel, (1 if _is_pointwise(operation) else 3) * vectors * context.target.width)  # floats that a group reads
+    channels = max(1, min(_CACHE[_is_pointwise(operation)] // (met * 4), _SPAN // channel - 2))
     blocks = -(-layer.input.channels // channels)
     tiles = max(1, -(-context.threads * context.tuning.tiles_per_thread // groups))
     return _Shape(vectors, groups, channels * channel, blocks, -(-len(operation.weight) // tiles))
@@ -69,6 +74,7 @@ def _shape(operation: Convolution | Linear, layer: Layer, context: Context) -> _
 class _Packed:
     base: np.ndarray  # int64 [blocks]: the shift that a block's offsets count from
     first: np.ndarray  # int64 [tiles * blocks * rows + 1]: where the entries of each row and block begin
+    order: np.ndarray  # int32 [tiles * blocks * rows]: which row of the layer that is
     offset: np.ndarray  # uint16 [entries]
     value: np.ndarray  # float32 [entries]
 
@@ -79,9 +85,20 @@ def _pack(found: Entries, shape: _Shape) -> _Packed:
     blocks = int(block.max(initial=0)) + 1
     chain = _CHAIN.get(shape.vectors, 1)
     tiles = -(-found.rows // shape.rows)
+    whole = tiles * blocks * shape.rows
     piece = (found.row // shape.rows * blocks + block) * shape.rows + found.row % shape.rows
+    counts = np.bincount(piece, minlength=whole)
+    # Rows of a tile and block come by their count, so that the end of the inner loop is foreseen.
+    ranked = np.argsort(-counts.reshape(-1, shape.rows), axis=1, kind="stable")
+    strip = np.arange(tiles).repeat(blocks)[:, None] * shape.rows
+    rows_in_order = strip + ranked
+    absent = rows_in_order >= found.rows  # of the last tile: they have no entries, and go last
+    ranked = np.take_along_axis(ranked, np.argsort(absent, axis=1, kind="stable"), axis=1)
+    place_of = np.empty(whole, np.int64)
+    place_of[(np.arange(tiles * blocks)[:, None] * shape.rows + ranked).ravel()] = np.arange(whole)
+    piece = place_of[piece]
     order = np.lexsort((found.shift, piece))
-    counts = np.bincount(piece, minlength=tiles * blocks * shape.rows)
+    counts = np.bincount(piece, minlength=whole)
     padded = -(-counts // chain) * chain
     first = np.concatenate([[0], np.cumsum(padded)]).astype(np.int64)
     sorted_piece = piece[order]
@@ -89,7 +106,8 @@ def _pack(found: Entries, shape: _Shape) -> _Packed:
     offset, value = np.zeros(first[-1], np.uint16), np.zeros(first[-1], np.float32)
     offset[place] = (found.shift - lowest - block * shape.span)[order]
     value[place] = found.value[order]
-    return _Packed(lowest + np.arange(blocks) * shape.span, first, offset, value)
+    rows = (strip + ranked).astype(np.int32).ravel()
+    return _Packed(lowest + np.arange(blocks) * shape.span, first, rows, offset, value)
 
 
 def _stage(
@@ -107,7 +125,7 @@ def _stage(
     limits = np.array([epilogue.low, epilogue.high], np.float32)
     constants = (
         np.array(parameters, np.int64), table, packed.base, packed.first, packed.offset, packed.value,
-        operation.bias, limits,
+        operation.bias, limits, packed.order,
     )  # fmt: skip
     return Stage(
         kernel="compact",
@@ -134,8 +152,8 @@ def _emit(module: Module, vectors: int) -> None:
     body = Body(module, f"sparsify_compact_{vectors}")
     b = body.builder
     buffers, constants, tile = body.arguments
-    pointers = [body.pointer(constants, i) for i in range(8)]
-    parameters, table, bases, firsts, offsets, values, bias, limits = pointers
+    pointers = [body.pointer(constants, i) for i in range(9)]
+    parameters, table, bases, firsts, offsets, values, bias, limits, order = pointers
     rows, tall, groups, blocks, channel, output, has = body.numbers(parameters, 7)
     group, strip = b.urem(tile, groups), b.udiv(tile, groups)
     start = b.mul(strip, tall)
@@ -152,7 +170,7 @@ def _emit(module: Module, vectors: int) -> None:
         is_first = b.icmp_signed("==", block.index, body.const(0))
         is_last = b.icmp_signed("==", block.index, last)
         with body.loop(0, count) as row:
-            there = b.add(start, row.index)
+            there = b.zext(body.load(order, b.add(piece, row.index), I32), I64)
             plane = b.mul(there, channel)
             result = body.at(body.pointer(buffers, output), plane, F32)
             edges = [body.load(firsts, b.add(b.add(piece, row.index), body.const(i)), I64) for i in (0, 1)]
