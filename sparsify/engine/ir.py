@@ -136,6 +136,11 @@ class Body:
         result = self.minimum(limits[1], self.maximum(limits[0], result))
         self.masked_store(result, self.bytes(output, offset), self.lanes(mask))
 
+    def at_least(self, number: ir.Value, bound: int) -> ir.Value:
+        """max(number, bound) of int64."""
+        above = self.builder.icmp_signed(">", number, self.const(bound))
+        return self.builder.select(above, number, self.const(bound))
+
     def first_lanes(self, count: ir.Value) -> ir.Value:
         """A mask of the lanes below `count`, none where it is negative."""
         width = self.module.width

@@ -144,24 +144,43 @@ def _emit_rows(module: Module) -> None:
 
 
 def _copy_row(body: Body, source: ir.Value, target: ir.Value, step: ir.Value, count: ir.Value) -> None:
-    """target[j] = source[j * step]: vectors under masks for a step of 1 or 2, one by one for others."""
+    """target[j] = source[j * step]: vectors for a step of 1 or 2, the last of them under a mask; one by one
+    for other steps."""
     b, width = body.builder, body.module.width
-    vectors = b.select(b.icmp_signed("<=", step, body.const(2)), count, body.const(0))
-    evens = ir.Constant(ir.VectorType(I32, width), [2 * i for i in range(width)])
+    short = b.icmp_signed("<=", step, body.const(2))
+    vectors = b.select(short, count, body.const(0))
+    # Whole vectors of step 2 would read one element past the last.
+    whole = b.and_(body.at_least(b.sub(vectors, body.const(1)), 0), body.const(-width))
     is_plain = b.icmp_signed("==", step, body.const(1))
-    with body.loop(0, vectors, width) as j:
-        left = b.sub(count, j.index)
-        mask, place = body.first_lanes(left), body.at(target, j.index, F32)
+    everything = ir.Constant(ir.VectorType(ir.IntType(1), width), [1] * width)
+    with body.loop(0, whole, width) as j, b.if_else(is_plain) as (plain, every_other):
+        with plain:
+            vector = body.masked_load(body.at(source, j.index, F32), everything)
+            body.masked_store(vector, body.at(target, j.index, F32), everything)
+        with every_other:
+            _every_other(body, source, target, j.index, everything, everything, everything)
+    left = b.sub(vectors, whole)
+    with b.if_then(b.icmp_signed(">", left, body.const(0))):
+        mask = body.first_lanes(left)
         with b.if_else(is_plain) as (plain, every_other):
             with plain:
-                body.masked_store(body.masked_load(body.at(source, j.index, F32), mask), place, mask)
+                vector = body.masked_load(body.at(source, whole, F32), mask)
+                body.masked_store(vector, body.at(target, whole, F32), mask)
             with every_other:
-                read = b.sub(b.mul(left, body.const(2)), body.const(1))  # no further than the last one
-                start = body.at(source, b.mul(j.index, body.const(2)), F32)
-                low = body.masked_load(start, body.first_lanes(read))
-                rest = b.sub(read, body.const(width))
-                high = body.masked_load(body.at(start, width, F32), body.first_lanes(rest))
-                body.masked_store(b.shuffle_vector(low, high, evens), place, mask)
-    singles = b.select(b.icmp_signed("<=", step, body.const(2)), count, body.const(0))
-    with body.loop(singles, count) as j:
+                read = b.sub(b.mul(left, body.const(2)), body.const(1))
+                rest = body.first_lanes(b.sub(read, body.const(width)))
+                _every_other(body, source, target, whole, body.first_lanes(read), rest, mask)
+    with body.loop(vectors, count) as j:
         body.store(body.load(source, b.mul(j.index, step), F32), target, j.index)
+
+
+def _every_other(
+    body: Body, source: ir.Value, target: ir.Value, index: ir.Value, low: ir.Value, high: ir.Value, mask: ir.Value
+) -> None:
+    """One vector of every other element, from the two that masks `low` and `high` read."""
+    width = body.module.width
+    evens = ir.Constant(ir.VectorType(I32, width), [2 * i for i in range(width)])
+    start = body.at(source, body.builder.mul(index, body.const(2)), F32)
+    first, second = body.masked_load(start, low), body.masked_load(body.at(start, width, F32), high)
+    vector = body.builder.shuffle_vector(first, second, evens)
+    body.masked_store(vector, body.at(target, index, F32), mask)
