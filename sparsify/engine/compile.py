@@ -74,7 +74,8 @@ def compile_program(
     """
     target, tuning = target or host(), tuning or Tuning()
     context = Context(
-        program.values, assign_layouts(program, target, tuning), target, threads, tuning, prefer
+        program.values, assign_layouts(program, target, tuning), target, threads, tuning,
+        sum(np.count_nonzero(getattr(op, "weight", 0)) for op in program.operations), prefer,
     )
     lowering = _Lowering(program, context)
     for operation in program.operations:

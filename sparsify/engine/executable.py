@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from sparsify.engine.library import library
-from sparsify.engine.memory import Code, aligned
+from sparsify.engine.memory import Arena, Code, aligned, lines
 from sparsify.engine.memory_plan import MemoryPlan, Place
 from sparsify.engine.program import Operation, Program, Value
 from sparsify.engine.runtime import Job, pool, release_with
@@ -55,6 +55,10 @@ class Executable:
             dict(program.values), [(s.reads, s.writes) for s in steps], outside | set(program.constants)
         )
         self._constants = {name: np.asarray(array, order="C") for name, array in program.constants.items()}
+        stages = [step.stage for step in steps if isinstance(step.stage, Stage)]
+        self._weights = Arena(sum(lines(array.nbytes) for stage in stages for array in stage.constants))
+        self._code = Code(b"".join(padded(stage.code) for stage in stages))
+        self._code_end = self._code.address
         self._segments = [_Segment(self, group, threads) for group in _grouped(steps)]
 
     def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -71,6 +75,17 @@ class Executable:
                 segment.run(arrays)
         return [arrays[name] for name in self.program.outputs]
 
+    def place(self, stage: Stage) -> np.ndarray:
+        """Copy a stage's constants to where they stay; their addresses, its code's last: int64 [n + 1]."""
+        table = aligned(len(stage.constants) + 1, np.int64)
+        for index, array in enumerate(stage.constants):
+            home = self._weights.take(array.nbytes)
+            home[:] = array.reshape(-1).view(np.uint8)
+            table[index] = home.ctypes.data
+        table[-1] = self._code_end
+        self._code_end += len(padded(stage.code))
+        return table
+
     def report(self) -> list[Row]:
         """What runs, stage by stage, and what the last run took."""
         return [row for segment in self._segments for row in segment.report()]
@@ -81,6 +96,11 @@ class Executable:
         constants = [c.nbytes for s in self._steps if isinstance(s.stage, Stage) for c in s.stage.constants]
         code = [len(s.stage.code) for s in self._steps if isinstance(s.stage, Stage)]
         return self._plan.bytes + sum(constants) + sum(code)
+
+
+def padded(code: bytes) -> bytes:
+    """Machine code filled up to whole cache lines with traps."""
+    return code + b"\xcc" * (-len(code) % 64)
 
 
 def _grouped(steps: Sequence[Step]) -> list[list[Step]]:
@@ -124,13 +144,8 @@ class _Segment:
             scratch = aligned(stage.scratch, np.uint8)
             buffers[-1] = scratch.ctypes.data
             self._keep.append(scratch)
-        constants = aligned(len(stage.constants) + 1, np.int64)
-        constants[:-1] = [array.ctypes.data for array in stage.constants]
-        if stage.code:
-            code = Code(stage.code)
-            constants[-1] = code.address
-            self._keep.append(code)
-        self._keep += [buffers, constants, stage]
+        constants = owner.place(stage)
+        self._keep += [buffers, constants, owner]
         function = owner._library.address(stage.function)
         assert function, f"the kernel library has no function {stage.function}"
         return function, buffers.ctypes.data, constants.ctypes.data, stage.tiles

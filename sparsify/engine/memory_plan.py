@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sparsify.engine.layout import Planes
-from sparsify.engine.memory import LINE, aligned
+from sparsify.engine.memory import LINE, Arena, lines
 from sparsify.engine.program import Value
 from sparsify.engine.stage import Layout
 
@@ -53,7 +52,8 @@ class MemoryPlan:
             for place in {*reads, *writes}:
                 if last[place] == number and place in self._of:
                     free.append(self._of[place])
-        self._buffers = [_allocate(slot) for slot in self._slots]
+        arena = Arena(sum(lines(_bytes(slot)) for slot in self._slots))
+        self._buffers = [_allocate(slot, arena) for slot in self._slots]
 
     def _take(self, place: Place, value: Value, free: list[int]) -> None:
         layout = place[1]
@@ -78,8 +78,17 @@ class MemoryPlan:
         return sum(buffer.nbytes for buffer in self._buffers)
 
 
-def _allocate(slot: _Slot) -> np.ndarray:
+def _bytes(slot: _Slot) -> int:
     if slot.kind is None:
-        return aligned(slot.size, np.uint8)
-    whole: Planes = replace(slot.kind, channels=slot.size)
-    return aligned(whole.size, np.float32, slot.kind.fill)
+        return slot.size
+    return 4 * replace(slot.kind, channels=slot.size).size
+
+
+def _allocate(slot: _Slot, arena: Arena) -> np.ndarray:
+    piece = arena.take(_bytes(slot))
+    if slot.kind is None:
+        return piece
+    floats = piece.view(np.float32)
+    if slot.kind.fill:
+        floats[:] = slot.kind.fill
+    return floats

@@ -46,6 +46,7 @@ class Context:
     target: Target
     threads: int
     tuning: Tuning
+    nonzeros: int = 0  # of all weights of the program
     prefer: str = ""  # the kernel that wins wherever it is possible, whatever the others predict
 
 

@@ -12,6 +12,7 @@ from sparsify.engine.program import Convolution, Linear
 from sparsify.engine.sliding import Positions, positions, source
 from sparsify.engine.stage import Context, Stage
 
+_SHARED = 16  # vectors a thread from which threads share positions rather than rows
 _FAR = 1 << 31  # bytes that a displacement reaches
 
 
@@ -52,10 +53,11 @@ def prepare(operation: Convolution | Linear, context: Context) -> Layer | None:
     return Layer(input, output, where, nonzeros, nonzeros / operation.weight.size)
 
 
-def cut_rows(rows: int, most: int, threads: int) -> np.ndarray:
-    """Bounds of row blocks of nearly equal height, a multiple of `threads` in number."""
+def cut_rows(rows: int, most: int, threads: int, vectors: int) -> np.ndarray:
+    """Bounds of row blocks of nearly equal height; a multiple of `threads` of them where there are too few
+    `vectors` of positions to share."""
     count = -(-rows // most)
-    if count > 1:
+    if count > 1 and vectors < _SHARED * threads:
         count = -(-count // threads) * threads
     return np.linspace(0, rows, count + 1).round().astype(np.int64)
 

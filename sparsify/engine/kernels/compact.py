@@ -34,8 +34,7 @@ def propose(operation: Operation, context: Context) -> Proposal | None:
     if layer is None or layer.input.channel >= _SPAN // 4:
         return None
     shape = _shape(operation, layer, context)
-    aligned = layer.input.lanes > 1 or _is_pointwise(operation)
-    loads = layer.nonzeros * (2 + shape.vectors * (1 if aligned else 2))
+    loads = layer.nonzeros * (2 + shape.vectors * 2)  # from the second cache, or across lines
     sums = shape.blocks * len(operation.weight) * (2 * shape.vectors + 6)
     stream = layer.nonzeros * 6 / _STREAM
     seconds = max((loads + sums) * shape.groups / _LOADS, stream) / context.threads

@@ -36,7 +36,7 @@ def propose(operation: Operation, context: Context) -> Proposal | None:
 
 def _compile(operation: Convolution | Linear, layer: Layer, encode: Encoder, threads: int) -> Blocked:
     found = entries(operation, layer.input)
-    bounds = cut_rows(found.rows, encode.rows, threads)
+    bounds = cut_rows(found.rows, encode.rows, threads, len(layer.where.table))
     edges = np.searchsorted(found.row, bounds)
     codes: dict[tuple[int, int], int] = {}
     pieces, streams, records, length, floats = [], [], [], 0, 0

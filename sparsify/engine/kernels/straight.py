@@ -19,7 +19,8 @@ from sparsify.engine.stage import Context, Proposal, Stage
 from sparsify.engine.tiles import Blocked, Layer, blocked_stage, cut_rows, prepare
 
 _LOADS = 5.5e9  # a second and thread
-_FETCH = 8e9  # bytes of code and weights a second and thread
+_FETCH = {True: 20e9, False: 8e9}  # bytes of code and weights a second and thread, by whether all are cached
+_CACHED = 1 << 20  # non-zeros of a whole program whose code stays in the last cache
 _BYTES = 11  # of code and weights for each non-zero or column
 
 
@@ -46,12 +47,12 @@ def _seconds(layer: Layer, operation: Convolution | Linear, encode: Encoder, con
     used = columns * (1 - (1 - layer.density) ** min(rows, encode.rows)) * -(-rows // encode.rows)
     loads = (layer.nonzeros + 2 * used) * len(layer.where.table)
     code = (layer.nonzeros + used) * _BYTES
-    return (loads / _LOADS + code / _FETCH) / context.threads
+    return (loads / _LOADS + code / _FETCH[context.nonzeros < _CACHED]) / context.threads
 
 
 def _compile(operation: Convolution | Linear, layer: Layer, encode: Encoder, threads: int) -> Blocked:
     found = entries(operation, layer.input)
-    bounds = cut_rows(found.rows, encode.rows, threads)
+    bounds = cut_rows(found.rows, encode.rows, threads, len(layer.where.table))
     order = np.lexsort((found.row, found.shift, np.searchsorted(bounds, found.row, side="right")))
     edges = np.searchsorted(found.row, bounds)  # rows are sorted, and stay within their block
     pieces, streams, records, length, floats = [], [], [], 0, 0
