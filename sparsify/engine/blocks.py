@@ -22,9 +22,9 @@ from sparsify.engine.program import Epilogue
 
 TYPE = ir.FunctionType(ir.VoidType(), [POINTER, POINTER, POINTER, POINTER, I64, POINTER])
 STREAM_HEAD = 16  # floats before the bias
-_LOCATE = bytes.fromhex("486301" "4801f8" "4c635104" "4901f2")  # rax = input, r10 = output + the table's offsets
-_RESIDUAL = bytes.fromhex("48634104" "4c01c8")  # rax = residual + the table's output offset
-_NEXT = bytes.fromhex("4883c110" "49ffc8")  # next position, one fewer to go
+_LOCATE = bytes.fromhex("4863014801f84c6351044901f2")  # rax = input, r10 = output + the table's offsets
+_RESIDUAL = bytes.fromhex("486341044c01c8")  # rax = residual + the table's output offset
+_NEXT = bytes.fromhex("4883c11049ffc8")  # next position, one fewer to go
 _RETURN = b"\xc5\xf8\x77\xc3"  # vzeroupper; ret
 
 
@@ -106,3 +106,50 @@ def finish(rows: int, encoder: Encoder, channel: int, epilogue: Epilogue) -> byt
             parts += [code.tobytes() for code in encoder.limit(kind, registers, index)]
     parts.append(encoder.store(registers, R10, there).tobytes())
     return b"".join(parts)
+
+
+def column_stream(
+    shifts: np.ndarray, weights: np.ndarray, bias: np.ndarray, epilogue: Epilogue
+) -> np.ndarray:
+    """The stream of `looped`: after the bias, for each column, its shift in bytes and its weights.
+
+    shifts int64 [columns] in floats, weights float32 [columns, rows].
+    """
+    none = np.zeros(0, np.int64)
+    head = stream(Rows(len(bias), none, none, np.zeros(0, np.float32)), bias, epilogue)[
+        : STREAM_HEAD + len(bias)
+    ]
+    places = (shifts * 4).astype(np.uint32).view(np.float32)[:, None]
+    floats = np.concatenate([head, np.concatenate([places, weights], axis=1).ravel()])
+    return np.pad(floats, (0, -len(floats) % 16))
+
+
+def looped(rows: int, columns: int, encoder: Encoder, channel: int, epilogue: Epilogue) -> bytes:
+    """The code of a dense block: a loop over its columns."""
+    registers = np.arange(rows)
+    input = encoder.inputs[0]
+    column = b"".join(
+        [
+            b"\x4c\x63\x92" + encoder.reach.to_bytes(4, "little", signed=True),  # movsxd r10, the shift
+            b"\x49\x01\xc2",  # add r10, rax
+            encoder.load(input, R10, 0).tobytes(),
+            encoder.fma(registers, np.full(rows, input), 1 + registers).tobytes(),
+            b"\x48\x81\xc2" + ((1 + rows) * 4).to_bytes(4, "little"),  # add rdx, one column
+            b"\xff\xcb",  # dec ebx
+        ]
+    )
+    body = [
+        _LOCATE,
+        encoder.turn(),
+        encoder.broadcast(registers, STREAM_HEAD + registers).tobytes(),
+    ]
+    if columns:
+        body += [
+            b"\x48\x81\xc2" + ((STREAM_HEAD + rows) * 4).to_bytes(4, "little"),  # add rdx, head and bias
+            b"\xbb" + columns.to_bytes(4, "little"),  # mov ebx, columns
+            column,
+            b"\x0f\x85" + (-(len(column) + 6)).to_bytes(4, "little", signed=True),
+        ]
+    body += [_LOCATE, finish(rows, encoder, channel, epilogue)]
+    code = loop(b"".join(body))
+    return b"\x53" + code[: -len(_RETURN)] + b"\x5b" + _RETURN  # push rbx ... pop rbx

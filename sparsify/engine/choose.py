@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from sparsify.engine.library import kernel_files
 from sparsify.engine.program import Operation
-from sparsify.engine.stage import Context, Stage
-
-
-def proposals(operation: Operation, context: Context) -> list[Stage]:
-    """What every kernel that can do `operation` would do, fastest first."""
-    found = [file.propose(operation, context) for file in kernel_files().values()]
-    return sorted((stage for stage in found if stage is not None), key=lambda stage: stage.seconds)
+from sparsify.engine.stage import Context, Proposal, Stage
 
 
 def choose(operation: Operation, context: Context) -> Stage | None:
     """The stage for `operation`; None where no kernel knows it."""
-    found = proposals(operation, context)
-    return found[0] if found else None
+    proposals = {name: file.propose(operation, context) for name, file in kernel_files().items()}
+    possible = {name: proposal for name, proposal in proposals.items() if proposal is not None}
+    if not possible:
+        return None
+    best = possible.get(context.prefer) or min(possible.values(), key=lambda proposal: proposal.seconds)
+    return best.build() if isinstance(best, Proposal) else best

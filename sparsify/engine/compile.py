@@ -61,14 +61,21 @@ def _python(operation: Operation, program: Program) -> PythonStage:
 
 
 def compile_program(
-    program: Program, threads: int, target: Target | None = None, tuning: Tuning | None = None
+    program: Program,
+    threads: int,
+    target: Target | None = None,
+    tuning: Tuning | None = None,
+    prefer: str = "",
 ) -> Executable:
     """Compile `program` for `threads` threads of `target` (default: this CPU).
 
-    What no kernel knows runs in numpy. Raises EngineError where the target's instructions are not there.
+    What no kernel knows runs in numpy. `prefer` names a kernel that wins wherever it is possible. Raises
+    EngineError where the target's instructions are not there.
     """
     target, tuning = target or host(), tuning or Tuning()
-    context = Context(program.values, assign_layouts(program, target, tuning), target, threads, tuning)
+    context = Context(
+        program.values, assign_layouts(program, target, tuning), target, threads, tuning, prefer
+    )
     lowering = _Lowering(program, context)
     for operation in program.operations:
         lowering.add(operation)

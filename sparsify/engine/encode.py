@@ -43,6 +43,7 @@ class Avx512:
     inputs: tuple[int, ...] = (27, 28, 29, 30, 31)
     stream_step: int = 256  # floats of the stream that an 8-bit scaled displacement spans
     width: int = 16
+    reach: int = -512  # displacement from rdx to the start of the window that indices count from
 
     def _evex(
         self, space: int, prefix: int, opcode: int, register: Numbers, second: Numbers = 0,
@@ -53,7 +54,13 @@ class Avx512:
         high = (base >> 3) if base is not None else (np.asarray(third) >> 3 & 1)
         extend = 0 if base is not None else (np.asarray(third) >> 4 & 1)
         first = ((~r >> 3 & 1) << 7) | ((1 ^ extend) << 6) | ((1 ^ high) << 5) | ((~r >> 4 & 1) << 4) | space
-        return [0x62, first, ((~v & 15) << 3) | 4 | prefix, 0x40 | broadcast << 4 | (~v >> 4 & 1) << 3 | mask, opcode]
+        return [
+            0x62,
+            first,
+            ((~v & 15) << 3) | 4 | prefix,
+            0x40 | broadcast << 4 | (~v >> 4 & 1) << 3 | mask,
+            opcode,
+        ]
 
     def _far(self, space: int, prefix: int, opcode: int, register: Numbers, base: int, displacement: Numbers,
              second: Numbers = 0, mask: int = 0) -> np.ndarray:  # fmt: skip
@@ -107,10 +114,13 @@ class Avx2:
     inputs: tuple[int, ...] = (12, 13)
     stream_step: int = 1 << 28  # displacements of 32 bits reach the whole stream
     width: int = 8
+    reach: int = 0
     weight: int = 14
     mask: int = 15
 
-    def _vex(self, space: int, prefix: int, opcode: int, register: Numbers, second: Numbers, high: Numbers) -> list:
+    def _vex(
+        self, space: int, prefix: int, opcode: int, register: Numbers, second: Numbers, high: Numbers
+    ) -> list:
         first = ((~np.asarray(register) >> 3 & 1) << 7) | 0x40 | ((1 ^ high) << 5) | space
         return [0xC4, first, ((~np.asarray(second) & 15) << 3) | 4 | prefix, opcode]
 
@@ -120,7 +130,7 @@ class Avx2:
         return _rows(*head, _modrm(register, base, 2), *_disp32(displacement))
 
     def turn(self) -> bytes:
-        """Once for each vector: register 15 = lanes whose mask bit is set (the bits' values are stream[8:16])."""
+        """Once for each vector: register 15 = the lanes whose mask bit is set; stream[8:16] are the bits."""
         bits = b"\xc4\x62\x7d\x58\x79\x08"  # vpbroadcastd ymm15, [rcx + 8]
         both = b"\xc4\x41\x05\xdb\x7b\x20"  # vpand ymm15, ymm15, [r11 + 32]
         equal = b"\xc4\x41\x05\x76\x7b\x20"  # vpcmpeqd ymm15, ymm15, [r11 + 32]
@@ -166,4 +176,5 @@ Encoder = Avx512 | Avx2
 
 def encoder(level: str) -> Encoder | None:
     """The encoder for a target's level; None where there is none."""
-    return {"avx512": Avx512(), "avx2": Avx2()}.get(level)
+    known: dict[str, Encoder] = {"avx512": Avx512(), "avx2": Avx2()}
+    return known.get(level)

@@ -51,7 +51,9 @@ class Executable:
         self._library = library(target)
         self._pool = pool(self._library, threads)
         outside = {value.name for value in program.inputs} | set(program.outputs)
-        self._plan = MemoryPlan(dict(program.values), [(s.reads, s.writes) for s in steps], outside | set(program.constants))
+        self._plan = MemoryPlan(
+            dict(program.values), [(s.reads, s.writes) for s in steps], outside | set(program.constants)
+        )
         self._constants = {name: np.asarray(array, order="C") for name, array in program.constants.items()}
         self._segments = [_Segment(self, group, threads) for group in _grouped(steps)]
 

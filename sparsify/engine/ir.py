@@ -86,7 +86,8 @@ class Body:
 
     def fma(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
         """a * b + c, fused where the CPU can."""
-        return self.intrinsic("llvm.fmuladd", a.type, [a, b, c])
+        name = f"llvm.fmuladd.v{a.type.count}f32" if isinstance(a.type, ir.VectorType) else "llvm.fmuladd.f32"
+        return self.builder.call(self.declared(name, a.type, [a.type] * 3), [a, b, c])
 
     def maximum(self, a: ir.Value, b: ir.Value) -> ir.Value:
         """The larger, lane by lane; b where a is not a number, as the machine's own instruction does."""
@@ -96,12 +97,46 @@ class Body:
         """The smaller, lane by lane; b where a is not a number."""
         return self.builder.select(self.builder.fcmp_ordered("<", a, b), a, b)
 
-    def intrinsic(self, name: str, kind: ir.Type, arguments: Sequence[ir.Value]) -> ir.Value:
-        """A call of one of LLVM's intrinsics, overloaded on one type."""
-        function = self.module.llvm.declare_intrinsic(
-            name, [kind], ir.FunctionType(kind, [a.type for a in arguments])
-        )
-        return self.builder.call(function, arguments)
+    def declared(self, name: str, result: ir.Type, arguments: Sequence[ir.Type]) -> ir.Function:
+        """An outside function or intrinsic, declared once."""
+        known = self.module.llvm.globals.get(name)
+        return known or ir.Function(self.module.llvm, ir.FunctionType(result, arguments), name)
+
+    def masked_store(self, vector: ir.Value, place: ir.Value, mask: ir.Value) -> None:
+        """Store the lanes whose mask bit is set."""
+        name = f"llvm.masked.store.v{vector.type.count}f32.p0"
+        function = self.declared(name, ir.VoidType(), [vector.type, POINTER, I32, mask.type])
+        self.builder.call(function, [vector, place, ir.Constant(I32, 4), mask])
+
+    def gather(self, base: ir.Value, indices: ir.Value) -> ir.Value:
+        """base[indices], lane by lane; indices are int32."""
+        count = indices.type.count
+        addresses = ir.VectorType(POINTER, count)
+        places = self.builder.gep(self.splat(base, count), [indices], source_etype=F32)
+        places.type = addresses
+        name = f"llvm.masked.gather.v{count}f32.v{count}p0"
+        kind, mask = ir.VectorType(F32, count), ir.VectorType(ir.IntType(1), count)
+        function = self.declared(name, kind, [addresses, I32, mask, kind])
+        everywhere, nothing = ir.Constant(mask, [1] * count), ir.Constant(kind, ir.Undefined)
+        return self.builder.call(function, [places, ir.Constant(I32, 4), everywhere, nothing])
+
+    def finish_vector(
+        self, total: ir.Value, offset: ir.Value, mask: ir.Value, output: ir.Value, residual: ir.Value,
+        has_residual: ir.Value, limits: Sequence[ir.Value],
+    ) -> None:  # fmt: skip
+        """Add the residual, clamp, and store the lanes of `mask` (bits) at `offset` bytes."""
+        b, kind = self.builder, total.type
+        before = b.block
+        with b.if_then(b.icmp_signed("!=", has_residual, self.const(0))):
+            added = b.fadd(total, b.load(self.bytes(residual, offset), typ=kind, align=4))
+            inside = b.block
+        result = b.phi(kind)
+        result.add_incoming(total, before)
+        result.add_incoming(added, inside)
+        result = self.minimum(limits[1], self.maximum(limits[0], result))
+        bits = ir.VectorType(ir.IntType(1), kind.count)
+        lanes = b.bitcast(b.trunc(mask, ir.IntType(kind.count)), bits)
+        self.masked_store(result, self.bytes(output, offset), lanes)
 
     def call(self, function: ir.Value, kind: ir.FunctionType, arguments: Sequence[ir.Value]) -> ir.Value:
         """A call through an address."""
@@ -110,9 +145,7 @@ class Body:
 
     def reduce(self, vector: ir.Value) -> ir.Value:
         """The sum of a vector's lanes, in any order."""
-        kind = ir.FunctionType(F32, [F32, vector.type])
-        name = f"llvm.vector.reduce.fadd.v{vector.type.count}f32"
-        function = self.module.llvm.globals.get(name) or ir.Function(self.module.llvm, kind, name)
+        function = self.declared(f"llvm.vector.reduce.fadd.v{vector.type.count}f32", F32, [F32, vector.type])
         return self.builder.call(function, [ir.Constant(F32, 0.0), vector], fastmath=("fast",))
 
     @contextmanager

@@ -18,7 +18,7 @@ _MADV_HUGEPAGE = 14
 def aligned(count: int, dtype: type = np.float32, fill: float = 0) -> np.ndarray:
     """An array [count] whose first element lies on a cache line."""
     size = np.dtype(dtype).itemsize
-    raw = np.full(count + LINE // size, fill, dtype)
+    raw: np.ndarray = np.full(count + LINE // size, fill, dtype)
     start = -raw.ctypes.data % LINE // size
     return raw[start : start + count]
 

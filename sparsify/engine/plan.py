@@ -12,7 +12,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from sparsify.engine.layout import LINE, Planes, up
-from sparsify.engine.program import Convolution, Elementwise, Linear, Operation, Pool, Program, Reduce, Shape
+from sparsify.engine.program import (
+    Convolution,
+    Elementwise,
+    Linear,
+    Operation,
+    Pool,
+    Program,
+    Rearrange,
+    Reduce,
+    Shape,
+    Value,
+)
 from sparsify.engine.sliding import Reach, as_images, reach
 from sparsify.engine.target import Target
 from sparsify.engine.tuning import Tuning
@@ -35,26 +46,47 @@ def slides(operation: Operation, program: Program, tuning: Tuning) -> bool:
         images = shapes[operation.input]
         return images is not None and images[2] == 1 and images[0] >= tuning.linear_images
     if isinstance(operation, Reduce):
-        return operation.kind == "mean" and len(program.values[operation.input].shape) == 4 and set(
-            operation.axes
-        ) in ({2, 3}, {-1, -2})
-    return is_flat(operation, program)
+        return is_global_mean(operation, program.values)
+    return is_flat(operation, program.values) or is_renaming(operation, program.values)
 
 
-def is_flat(operation: Operation, program: Program) -> bool:
+def is_global_mean(operation: Reduce, values: Mapping[str, Value]) -> bool:
+    """A mean over height and width."""
+    axes = {axis % 4 for axis in operation.axes}
+    return operation.kind == "mean" and len(values[operation.input].shape) == 4 and axes == {2, 3}
+
+
+def is_renaming(operation: Operation, values: Mapping[str, Value]) -> bool:
+    """A reshape between [n, c, 1, 1] and [n, c], in which no element moves."""
+    if not isinstance(operation, Rearrange) or operation.kind != "reshape":
+        return False
+    before, after = (values[name] for name in (operation.inputs[0], operation.output))
+    images = as_images(before.shape)
+    return (
+        before.dtype == "float32"
+        and images is not None
+        and images == as_images(after.shape)
+        and images[2:] == (1, 1)
+    )
+
+
+def is_flat(operation: Operation, values: Mapping[str, Value]) -> bool:
     """An elementwise operation that maps zero to zero on operands of one shape, so that it may run over
     whole buffers, borders included."""
     if not isinstance(operation, Elementwise) or operation.function not in FLAT:
         return False
     names = [name for name in operation.inputs if isinstance(name, str)]
     constants = [c for c in operation.inputs if not isinstance(c, str)]
-    shape = program.values[operation.output].shape
-    if len(shape) != 4 or any(program.values[n].shape != shape for n in names):
+    result = values[operation.output]
+    if (
+        as_images(result.shape) is None
+        or result.dtype != "float32"
+        or any(values[n] != Value(n, result.shape) for n in names)
+    ):
         return False
     if operation.function == "clip":
-        return len(names) == 1 and len(constants) == 2 and all(c.size == 1 for c in constants) and (
-            float(constants[0].ravel()[0]) <= 0 <= float(constants[1].ravel()[0])
-        )
+        single = len(names) == 1 and len(constants) == 2 and all(c.size == 1 for c in constants)
+        return single and float(constants[0].ravel()[0]) <= 0 <= float(constants[1].ravel()[0])
     return not constants
 
 
@@ -74,7 +106,10 @@ class _Class:
     def reaches(self, edge: Reach) -> None:
         old = self.edge
         self.edge = Reach(
-            max(old.top, edge.top), max(old.left, edge.left), max(old.bottom, edge.bottom), max(old.right, edge.right)
+            max(old.top, edge.top),
+            max(old.left, edge.left),
+            max(old.bottom, edge.bottom),
+            max(old.right, edge.right),
         )
 
 
@@ -121,7 +156,7 @@ def assign_layouts(program: Program, target: Target, tuning: Tuning) -> dict[str
 
 def touched(operation: Operation) -> list[str]:
     """The values that a sliding operation reads or writes."""
-    if isinstance(operation, Elementwise):
+    if isinstance(operation, Elementwise | Rearrange):
         return [n for n in operation.inputs if isinstance(n, str)] + [operation.output]
     names = [operation.input, operation.output]  # type: ignore[union-attr]
     residual = operation.epilogue.residual if isinstance(operation, Convolution | Linear) else None
@@ -131,7 +166,7 @@ def touched(operation: Operation) -> list[str]:
 def _linked(operation: Operation, lanes: Mapping[str, int]) -> list[str]:
     """The values whose layouts must agree because of `operation`."""
     names = touched(operation)
-    if isinstance(operation, Elementwise):
+    if isinstance(operation, Elementwise | Rearrange):
         return names
     if isinstance(operation, Reduce):
         return []

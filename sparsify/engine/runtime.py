@@ -15,10 +15,17 @@ from sparsify.engine.library import Library
 from sparsify.engine.memory import aligned
 from sparsify.engine.runtime_ir import JOB, LINE, POOL_ACTIVE, POOL_JOB, POOL_PARKED, RECORD
 
-_PATIENCE = 12000  # looks for new work before a worker is parked: brief, so that idle costs nothing
+_SPINS = 16000  # pauses, some 200 microseconds in all, before a waiting thread gives up its core
+_CROWDED = 50  # the same where there are more threads than cores
 _START = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
 _TAKE_PART = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
 _SERVE = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64])
+
+
+def spins(threads: int) -> int:
+    """How long a thread should wait before it yields."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return _SPINS if threads <= cores else _CROWDED
 
 
 class Job:
@@ -36,7 +43,7 @@ class Job:
             shares[stage, 1:, 1] = [record[3] * (t + 1) // threads for t in range(threads)]
         self.head = aligned(JOB, np.int64)
         addresses = [a.ctypes.data for a in (self.records, self.counters, self.clock)]
-        self.head[1:6] = [stages, threads, *addresses]
+        self.head[1:7] = [stages, threads, *addresses, spins(threads)]
         self.address = self.head.ctypes.data
 
     def shares(self) -> np.ndarray:
@@ -56,6 +63,7 @@ class Pool:
         self._take_part = _TAKE_PART(library.address("sparsify_take_part"))
         self._serve = _SERVE(library.address("sparsify_serve"))
         self._workers = threads - 1
+        self._patience = spins(threads)
         self._wake = [threading.Semaphore(0) for _ in range(self._workers)]
         for number in range(self._workers):
             threading.Thread(target=self._work, args=(number + 1,), daemon=True, name="sparsify").start()
@@ -63,7 +71,7 @@ class Pool:
     def _work(self, number: int) -> None:
         seen = 0
         while True:
-            seen = self._serve(self._state.ctypes.data, number, seen, _PATIENCE)
+            seen = self._serve(self._state.ctypes.data, number, seen, self._patience)
             self._wake[number - 1].acquire()
 
     def run(self, job: Job) -> None:

@@ -3,8 +3,8 @@
 A job is an int64 array, each counter on a cache line of its own:
 
     job[0]           generation of the current run
-    job[1..5]        stages, threads, address of the stage records, address of the counters, address of the
-                     clock's readings
+    job[1..6]        stages, threads, addresses of the stage records, the counters and the clock's readings,
+                     pauses before a waiting thread yields its core
     record[s]        function, buffers, constants, tiles
     counter[s][0]    tiles done;  counter[s][1 + t]  next tile of thread t's share, and the share's end
 
@@ -42,11 +42,11 @@ def _publish(body: Body, value: ir.Value, base: ir.Value, index: ir.Value | int)
 
 
 def _relax(module: Module) -> None:
-    """void sparsify_relax(turn): a pause at first, then the core is offered to whoever else wants it."""
-    body = Body(module, "sparsify_relax", ir.FunctionType(ir.VoidType(), [I64]))
+    """void sparsify_relax(turn, spins): a pause at first, later the core is offered to others."""
+    body = Body(module, "sparsify_relax", ir.FunctionType(ir.VoidType(), [I64, I64]))
     sched_yield = ir.Function(module.llvm, ir.FunctionType(ir.IntType(32), []), "sched_yield")
     builder = body.builder
-    with builder.if_else(builder.icmp_signed("<", body.arguments[0], body.const(4000))) as (brief, long):
+    with builder.if_else(builder.icmp_signed("<", *body.arguments)) as (brief, long):
         with brief:
             if module.target.triple.startswith(("x86_64", "i686")):
                 pause = ir.Function(module.llvm, ir.FunctionType(ir.VoidType(), []), "llvm.x86.sse2.pause")
@@ -72,6 +72,7 @@ def _take_part(module: Module) -> None:
     generation = _atomic(body, job, 0)
     _, stages, threads = body.numbers(job, 3)
     records, counters, clock = (body.load(job, i, POINTER, align=8) for i in (3, 4, 5))
+    spins = body.load(job, 6, I64, align=8)
     leave = builder.append_basic_block("leave")
     row = builder.mul(builder.add(threads, body.const(1)), body.const(LINE))
     with body.loop(0, stages) as stage:
@@ -81,7 +82,7 @@ def _take_part(module: Module) -> None:
         with body.loop(0, threads) as other:
             victim = builder.urem(builder.add(thread, other.index), threads)
             _drain(body, record, done, victim, generation, leave)
-        _await(body, done, tiles, generation, leave)
+        _await(body, done, tiles, spins, generation, leave)
         with builder.if_then(builder.icmp_signed("==", thread, body.const(0))):
             body.store(_clock(body), clock, builder.add(stage.index, body.const(1)), align=8)
     builder.branch(leave)
@@ -118,7 +119,9 @@ def _drain(
     builder.position_at_end(over)
 
 
-def _await(body: Body, done: ir.Value, tiles: ir.Value, generation: ir.Value, leave: ir.Block) -> None:
+def _await(
+    body: Body, done: ir.Value, tiles: ir.Value, spins: ir.Value, generation: ir.Value, leave: ir.Block
+) -> None:
     """Wait until every tile of the stage is done."""
     builder = body.builder
     before = builder.block
@@ -134,7 +137,7 @@ def _await(body: Body, done: ir.Value, tiles: ir.Value, generation: ir.Value, le
     met = builder.icmp_unsigned("==", builder.and_(seen, body.const(0xFFFFFFFF)), tiles)
     builder.cbranch(met, over, again)
     builder.position_at_end(again)
-    builder.call(body.module.llvm.globals["sparsify_relax"], [turn])
+    builder.call(body.module.llvm.globals["sparsify_relax"], [turn, spins])
     turn.add_incoming(builder.add(turn, body.const(1)), builder.block)
     builder.branch(look)
     builder.position_at_end(over)
@@ -156,7 +159,9 @@ def _start(module: Module) -> None:
     tag = builder.shl(generation, body.const(32))
     row = builder.mul(builder.add(threads, body.const(1)), body.const(LINE))
     with body.loop(0, stages) as stage:
-        tiles = body.load(records, builder.add(builder.mul(stage.index, body.const(RECORD)), body.const(3)), I64)
+        tiles = body.load(
+            records, builder.add(builder.mul(stage.index, body.const(RECORD)), body.const(3)), I64
+        )
         done = body.at(counters, builder.mul(stage.index, row), I64)
         _publish(body, tag, done, 0)
         with body.loop(0, threads) as thread:
@@ -168,7 +173,9 @@ def _start(module: Module) -> None:
     _publish(body, builder.ptrtoint(job, I64), pool, POOL_JOB)
     builder.atomic_rmw("add", body.at(pool, POOL_TICKET, I64), body.const(1), "seq_cst")
     with body.loop(0, workers, carried=[body.const(0)]) as worker:
-        flag = body.at(pool, builder.add(builder.mul(worker.index, body.const(LINE)), body.const(POOL_PARKED)), I64)
+        flag = body.at(
+            pool, builder.add(builder.mul(worker.index, body.const(LINE)), body.const(POOL_PARKED)), I64
+        )
         was = builder.atomic_rmw("xchg", flag, body.const(0), "seq_cst")
         worker.following = [builder.or_(worker.state[0], builder.shl(was, worker.index))]
     parked = worker.state[0]
@@ -187,7 +194,9 @@ def _serve(module: Module) -> None:
     pool, thread, seen_before, patience = body.arguments
     park = body.at(pool, builder.add(builder.mul(builder.sub(thread, body.const(1)), body.const(LINE)),
                                      body.const(POOL_PARKED)), I64)  # fmt: skip
-    look, serve, wait, doze, leave = (builder.append_basic_block(n) for n in ("look", "serve", "wait", "doze", "leave"))
+    look, serve, wait, doze, leave = (
+        builder.append_basic_block(n) for n in ("look", "serve", "wait", "doze", "leave")
+    )
     rest, back = builder.append_basic_block("rest"), builder.append_basic_block("back")
     entry = builder.block
     builder.branch(look)
@@ -212,7 +221,7 @@ def _serve(module: Module) -> None:
     builder.position_at_end(wait)
     builder.cbranch(builder.icmp_signed("<", turn, patience), doze, rest)
     builder.position_at_end(doze)
-    builder.call(module.llvm.globals["sparsify_relax"], [turn])
+    builder.call(module.llvm.globals["sparsify_relax"], [turn, patience])
     seen.add_incoming(seen, builder.block)
     turn.add_incoming(builder.add(turn, body.const(1)), builder.block)
     builder.branch(look)

@@ -65,7 +65,7 @@ def view(window: Window, input: Shape, output: Planes, width: int, fill: float =
     if split:
         pitch, plane = output.pitch, output.plane
         phases = (window.stride[0], window.stride[1])
-        kept = tuple(_phases(window, axis) for axis in (0, 1))
+        kept = (_phases(window, 0), _phases(window, 1))
     else:
         kept = None
         pitch = w + max(edge.left, edge.right)
@@ -73,7 +73,9 @@ def view(window: Window, input: Shape, output: Planes, width: int, fill: float =
         phases = (1, 1)
     lead = before * pitch + edge.left
     tail = after * pitch + edge.right + (width if split else 0)
-    return Planes(n, c, h, w, output.lanes, pitch, plane, up(lead, LINE) if split else lead, tail, phases, fill, kept)
+    return Planes(
+        n, c, h, w, output.lanes, pitch, plane, up(lead, LINE) if split else lead, tail, phases, fill, kept
+    )
 
 
 def _phases(window: Window, axis: int) -> int:

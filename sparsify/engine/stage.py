@@ -15,7 +15,7 @@ Where a producer and a consumer want different layouts the compiler puts a copyi
 
 A kernel is a file in `sparsify/engine/kernels/` that defines
 
-    def propose(operation, context) -> Stage | None    # None: this kernel cannot do it
+    def propose(operation, context) -> Proposal | Stage | None    # None: this kernel cannot do it
     def emit(module: Module) -> None                   # optional: its functions, added to the kernel library
 
 Parameters of a native function travel in `constants` (an int64 array is the usual first one), so that a
@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sparsify.engine.layout import Planes
-from sparsify.engine.program import Operation, Value
+from sparsify.engine.program import Value
 from sparsify.engine.target import Target
 from sparsify.engine.tuning import Tuning
 
@@ -46,6 +46,7 @@ class Context:
     target: Target
     threads: int
     tuning: Tuning
+    prefer: str = ""  # the kernel that wins wherever it is possible, whatever the others predict
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +66,14 @@ class Stage:
     density: float = 1.0  # of the weights
     seconds: float = 0.0  # predicted for one run; of several proposals the least is taken
     why: str = ""  # one clause for `report()`: why this kernel
+
+
+@dataclass(frozen=True, eq=False)
+class Proposal:
+    """A stage that is built only if it is chosen."""
+
+    seconds: float  # as in Stage
+    build: Callable[[], Stage]
 
 
 @dataclass(frozen=True, eq=False)

@@ -59,7 +59,7 @@ def named(cpu: str) -> Target:
     order: list[Level] = ["generic", "avx2", "avx512"]
     if cpu not in order:
         raise EngineError(f"There is no target called '{cpu}'. Known: {', '.join(order)}.")
-    level: Level = order[order.index(cpu)]  # type: ignore[arg-type]
+    level: Level = order[order.index(cpu)]
     if order.index(level) > order.index(best.level):
         raise EngineError(
             f"This CPU ({best.cpu}) has no {level} instructions, so code for it could not run here. "

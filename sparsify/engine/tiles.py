@@ -30,7 +30,7 @@ class Layer:
 class Blocked:
     """Compiled blocks: their code, their streams and, for each, where it finds both.
 
-    records: int64 [blocks, 4] of code offset, stream offset, output plane offset (all bytes) and rows.
+    records: int64 [blocks, 5] of code, stream and output plane offset, code and stream length, all bytes.
     """
 
     code: bytes
@@ -53,7 +53,7 @@ def prepare(operation: Convolution | Linear, context: Context) -> Layer | None:
 
 
 def cut_rows(rows: int, most: int, threads: int) -> np.ndarray:
-    """Bounds of row blocks of nearly equal height, a multiple of `threads` of them where that costs little."""
+    """Bounds of row blocks of nearly equal height, a multiple of `threads` in number."""
     count = -(-rows // most)
     if count > 1:
         count = -(-count // threads) * threads
@@ -72,9 +72,14 @@ def panel_length(layer: Layer, context: Context, blocks: int) -> int:
 
 
 def blocked_stage(
-    kernel: str, operation: Convolution | Linear, context: Context, layer: Layer, blocked: Blocked
+    kernel: str,
+    operation: Convolution | Linear,
+    context: Context,
+    layer: Layer,
+    blocked: Blocked,
+    seconds: float,
 ) -> Stage:
-    """The stage that runs `blocked` over all panels."""
+    """The stage that runs a layer's blocks over all panels."""
     blocks = len(blocked.records)
     vectors = len(layer.where.table)
     panel = panel_length(layer, context, blocks)
@@ -83,8 +88,7 @@ def blocked_stage(
     output = len(reads)
     parameters = np.array([blocks, panel, vectors, output, 1 if residual is not None else output], np.int64)
     flops = 2.0 * layer.nonzeros * layer.where.useful
-    if isinstance(operation, Convolution | Linear):
-        layouts = {operation.input: layer.input, operation.output: layer.output}
+    layouts = {operation.input: layer.input, operation.output: layer.output}
     if residual is not None:
         layouts[residual] = layer.output
     return Stage(
@@ -98,6 +102,6 @@ def blocked_stage(
         code=blocked.code,
         flops=flops,
         density=layer.density,
-        seconds=flops / 100e9,
+        seconds=seconds,
         why=f"density {layer.density:.0%}, {blocks} row blocks",
     )

@@ -21,6 +21,6 @@ class Tuning:
         for item in fields(self):
             if not getattr(self, item.name) > 0:
                 raise EngineError(
-                    f"Tuning.{item.name} is {getattr(self, item.name)}, but only numbers above zero mean anything "
-                    "there. Leave it out to get the default."
+                    f"Tuning.{item.name} is {getattr(self, item.name)}, but only numbers above zero mean "
+                    "anything there. Leave it out to get the default."
                 )

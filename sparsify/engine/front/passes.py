@@ -7,6 +7,7 @@ from collections.abc import Callable
 from sparsify.engine.front.rewrite import Rewrite
 from sparsify.engine.front.rewrites.affine import fold_scale_and_shift_after, fold_scale_and_shift_before
 from sparsify.engine.front.rewrites.cleanup import drop_unread, pool_everything_is_mean
+from sparsify.engine.front.rewrites.depthwise import scale_as_depthwise
 from sparsify.engine.front.rewrites.epilogue import fuse_clip, fuse_residual
 from sparsify.engine.front.rewrites.layout import (
     drop_idle,
@@ -36,6 +37,7 @@ PASSES: tuple[Pass, ...] = (
     fold_scale_and_shift_before,
     fuse_residual,
     fuse_clip,
+    scale_as_depthwise,
 )
 ROUNDS = 1000  # a guard: each round removes an operation or moves a reshape towards the end
 

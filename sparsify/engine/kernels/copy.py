@@ -34,7 +34,7 @@ def copy_stage(value: str, shape: Shape, before: Layout, after: Layout) -> Stage
     return Stage("copy", function, (value,), (value,), tiles, (copied(numbers),), why="layout")
 
 
-class _c_order:  # noqa: N801 - a shape's C order, seen as planes
+class _c_order:
     """Planes without borders, an image after the other."""
 
     def __init__(self, n: int, c: int, h: int, w: int) -> None:
@@ -76,7 +76,9 @@ def emit(module: Module) -> None:
     _emit_images(module)
 
 
-def _share(body: Body, tile: ir.Value, groups: ir.Value, rows: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
+def _share(
+    body: Body, tile: ir.Value, groups: ir.Value, rows: ir.Value
+) -> tuple[ir.Value, ir.Value, ir.Value]:
     """The channel of a tile, and its first and last row."""
     builder = body.builder
     group = builder.urem(tile, groups)
@@ -104,7 +106,8 @@ def _emit_images(module: Module) -> None:
         blocks = b.udiv(b.add(images, b.sub(lanes, body.const(1))), lanes)
         with body.loop(0, blocks) as block:
             here = [
-                body.at(base, b.mul(block.index, side[1]), F32) for base, side in zip(bases, sides, strict=True)
+                body.at(base, b.mul(block.index, side[1]), F32)
+                for base, side in zip(bases, sides, strict=True)
             ]
             rest = b.sub(images, b.mul(block.index, lanes))
             count = b.select(b.icmp_signed("<", rest, lanes), rest, lanes)
@@ -144,21 +147,20 @@ def _copy_row(body: Body, source: ir.Value, target: ir.Value, step: ir.Value, co
     """target[j] = source[j * step]: whole vectors for a step of 1 or 2, what is left one by one."""
     b, width = body.builder, body.module.width
     # A vector of step 2 reads one element past its last: never past the last but one.
-    whole = b.and_(b.sub(count, body.const(1)), body.const(-width))
+    some = b.icmp_signed(">", count, body.const(0))  # a phase of a narrow image may be empty
+    whole = b.and_(b.select(some, b.sub(count, body.const(1)), body.const(0)), body.const(-width))
     vectors = b.select(b.icmp_signed("<=", step, body.const(2)), whole, body.const(0))
     kind = body.module.vector
     evens = ir.Constant(ir.VectorType(I32, width), [2 * i for i in range(width)])
-    with body.loop(0, vectors, width) as j:
-        with b.if_else(b.icmp_signed("==", step, body.const(1))) as (plain, every_other):
-            with plain:
-                value = b.load(body.at(source, j.index, F32), typ=kind, align=4)
-                b.store(value, body.at(target, j.index, F32), align=4)
-            with every_other:
-                place = body.at(source, b.mul(j.index, body.const(2)), F32)
-                low = b.load(place, typ=kind, align=4)
-                high = b.load(body.at(place, width, F32), typ=kind, align=4)
-                b.store(b.shuffle_vector(low, high, evens), body.at(target, j.index, F32), align=4)
+    is_plain = b.icmp_signed("==", step, body.const(1))
+    with body.loop(0, vectors, width) as j, b.if_else(is_plain) as (plain, every_other):
+        with plain:
+            value = b.load(body.at(source, j.index, F32), typ=kind, align=4)
+            b.store(value, body.at(target, j.index, F32), align=4)
+        with every_other:
+            place = body.at(source, b.mul(j.index, body.const(2)), F32)
+            low = b.load(place, typ=kind, align=4)
+            high = b.load(body.at(place, width, F32), typ=kind, align=4)
+            b.store(b.shuffle_vector(low, high, evens), body.at(target, j.index, F32), align=4)
     with body.loop(vectors, count) as j:
         body.store(body.load(source, b.mul(j.index, step), F32), target, j.index)
-
-

@@ -8,46 +8,67 @@ Sparsity (PLDI 2023), for keeping a block of rows in registers.
 from __future__ import annotations
 
 import numpy as np
+from llvmlite import ir
 
 from sparsify.engine import blocks
 from sparsify.engine.encode import Encoder, encoder
-from sparsify.engine.ir import I64, Body, Module
+from sparsify.engine.ir import I32, I64, POINTER, Body, Module
 from sparsify.engine.program import Convolution, Linear, Operation
 from sparsify.engine.sliding import entries
-from sparsify.engine.stage import Context, Stage
-from sparsify.engine.tiles import Blocked, blocked_stage, cut_rows, prepare
+from sparsify.engine.stage import Context, Proposal, Stage
+from sparsify.engine.tiles import Blocked, Layer, blocked_stage, cut_rows, prepare
+
+_LOADS = 5.5e9  # a second and thread
+_FETCH = 8e9  # bytes of code and weights a second and thread
+_BYTES = 11  # of code and weights for each non-zero or column
 
 
-def propose(operation: Operation, context: Context) -> Stage | None:
+def propose(operation: Operation, context: Context) -> Proposal | None:
     """Any Convolution or Linear on planes, where the target has an encoder."""
     encode = encoder(context.target.level)
     if encode is None or not isinstance(operation, Convolution | Linear):
         return None
-    shape = prepare(operation, context)
-    if shape is None or shape.density > context.tuning.dense_above:
+    layer = prepare(operation, context)
+    if layer is None or layer.density >= context.tuning.dense_above:
         return None
-    return blocked_stage("straight", operation, context, shape, _compile(operation, shape, encode, context.threads))
+    seconds = _seconds(layer, operation, encode, context)
+
+    def build() -> Stage:
+        blocked = _compile(operation, layer, encode, context.threads)
+        return blocked_stage("straight", operation, context, layer, blocked, seconds)
+
+    return Proposal(seconds, build)
 
 
-def _compile(operation: Convolution | Linear, shape, encode: Encoder, threads: int) -> Blocked:
-    found = entries(operation, shape.input)
+def _seconds(layer: Layer, operation: Convolution | Linear, encode: Encoder, context: Context) -> float:
+    """Two loads a cycle: a weight for each non-zero and, where any row of a block uses it, a column."""
+    rows, columns = len(operation.weight), operation.weight[0].size
+    used = columns * (1 - (1 - layer.density) ** min(rows, encode.rows)) * -(-rows // encode.rows)
+    loads = (layer.nonzeros + 2 * used) * len(layer.where.table)
+    code = (layer.nonzeros + used) * _BYTES
+    return (loads / _LOADS + code / _FETCH) / context.threads
+
+
+def _compile(operation: Convolution | Linear, layer: Layer, encode: Encoder, threads: int) -> Blocked:
+    found = entries(operation, layer.input)
     bounds = cut_rows(found.rows, encode.rows, threads)
     order = np.lexsort((found.row, found.shift, np.searchsorted(bounds, found.row, side="right")))
     edges = np.searchsorted(found.row, bounds)  # rows are sorted, and stay within their block
-    code, streams, records = b"", [], []
-    offset = 0
-    pieces = []
+    pieces, streams, records, length, floats = [], [], [], 0, 0
     for start, stop, a, b in zip(bounds[:-1], bounds[1:], edges[:-1], edges[1:], strict=True):
         chosen = order[a:b]
-        rows = blocks.Rows(int(stop - start), found.row[chosen] - start, found.shift[chosen], found.value[chosen])
-        text = blocks.straight(rows, encode, shape.output.channel, operation.epilogue)
+        rows = blocks.Rows(
+            int(stop - start), found.row[chosen] - start, found.shift[chosen], found.value[chosen]
+        )
+        text = blocks.straight(rows, encode, layer.output.channel, operation.epilogue)
         text += b"\xcc" * (-len(text) % 64)
+        part = blocks.stream(rows, operation.bias[start:stop], operation.epilogue)
+        records.append((length, floats * 4, start * layer.output.channel * 4, len(text), part.nbytes))
         pieces.append(text)
-        streams.append(blocks.stream(rows, operation.bias[start:stop], operation.epilogue))
-        records.append((offset, sum(map(len, streams[:-1])) * 4, start * shape.output.channel * 4, stop - start))
-        offset += len(text)
-    code = b"".join(pieces)
-    return Blocked(code, np.concatenate(streams), np.array(records, np.int64))
+        streams.append(part)
+        length += len(text)
+        floats += len(part)
+    return Blocked(b"".join(pieces), np.concatenate(streams), np.array(records, np.int64))
 
 
 def emit(module: Module) -> None:
@@ -58,8 +79,10 @@ def emit(module: Module) -> None:
     parameters, records, table, stream, code = (body.pointer(constants, i) for i in range(5))
     count, panel, vectors, output, residual = body.numbers(parameters, 5)
     first = builder.mul(builder.udiv(tile, count), panel)
-    record = body.at(records, builder.mul(builder.urem(tile, count), body.const(4)), I64)
-    code_at, stream_at, plane_at = body.numbers(record, 3)
+    record = body.at(records, builder.mul(builder.urem(tile, count), body.const(5)), I64)
+    code_at, stream_at, plane_at, code_length, stream_length = body.numbers(record, 5)
+    _fetch(body, body.bytes(code, code_at), code_length)
+    _fetch(body, body.bytes(stream, stream_at), stream_length)
     rest = builder.sub(vectors, first)
     here = builder.select(builder.icmp_signed("<", rest, panel), rest, panel)
     arguments = [
@@ -72,3 +95,13 @@ def emit(module: Module) -> None:
     ]
     body.call(body.bytes(code, code_at), blocks.TYPE, arguments)
     body.done()
+
+
+def _fetch(body: Body, start: ir.Value, length: ir.Value) -> None:
+    """Bring memory into the second-level cache. A core fetches instructions from further away one line at
+    a time, twenty times slower than it runs them."""
+    kind = [POINTER, I32, I32, I32]
+    prefetch = body.declared("llvm.prefetch.p0", ir.VoidType(), kind)
+    hints = [ir.Constant(I32, hint) for hint in (0, 2, 1)]  # read, second level, data
+    with body.loop(0, length, 64) as line:
+        body.builder.call(prefetch, [body.bytes(start, line.index), *hints])
