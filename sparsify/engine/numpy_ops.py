@@ -46,8 +46,8 @@ def compute(operation: Operation, operands: Sequence[Array], results: Sequence[V
             return COMPUTE[type(operation)](operation, operands, results)
     except (IndexError, ZeroDivisionError) as error:
         raise EngineError(
-            f"The {type(operation).__name__} that makes '{results[0].name}' met an index out of range or an integer "
-            f"division by zero: {error}. Check the model's inputs: token numbers beyond the vocabulary, say."
+            f"The {type(operation).__name__} that makes '{results[0].name}' met an index out of range or an "
+            f"integer division by zero: {error}. Check the model's inputs, token numbers above all."
         ) from error
 
 
