@@ -134,9 +134,26 @@ class Body:
         result.add_incoming(total, before)
         result.add_incoming(added, inside)
         result = self.minimum(limits[1], self.maximum(limits[0], result))
-        bits = ir.VectorType(ir.IntType(1), kind.count)
-        lanes = b.bitcast(b.trunc(mask, ir.IntType(kind.count)), bits)
-        self.masked_store(result, self.bytes(output, offset), lanes)
+        self.masked_store(result, self.bytes(output, offset), self.lanes(mask))
+
+    def first_lanes(self, count: ir.Value) -> ir.Value:
+        """A mask of the lanes below `count`, none where it is negative."""
+        width = self.module.width
+        numbers = ir.Constant(ir.VectorType(I64, width), list(range(width)))
+        return self.builder.icmp_signed("<", numbers, self.splat(count))
+
+    def masked_load(self, place: ir.Value, mask: ir.Value) -> ir.Value:
+        """The lanes of `mask` from memory, zero in the others, whose memory is not touched."""
+        name = f"llvm.masked.load.v{mask.type.count}f32.p0"
+        kind = self.module.vector
+        function = self.declared(name, kind, [POINTER, I32, mask.type, kind])
+        return self.builder.call(function, [place, ir.Constant(I32, 4), mask, self.zeros()])
+
+    def lanes(self, mask: ir.Value) -> ir.Value:
+        """The bits of a number, a lane each."""
+        width = self.module.width
+        narrow = self.builder.trunc(mask, ir.IntType(width))
+        return self.builder.bitcast(narrow, ir.VectorType(ir.IntType(1), width))
 
     def call(self, function: ir.Value, kind: ir.FunctionType, arguments: Sequence[ir.Value]) -> ir.Value:
         """A call through an address."""

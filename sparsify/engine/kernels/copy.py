@@ -144,23 +144,24 @@ def _emit_rows(module: Module) -> None:
 
 
 def _copy_row(body: Body, source: ir.Value, target: ir.Value, step: ir.Value, count: ir.Value) -> None:
-    """target[j] = source[j * step]: whole vectors for a step of 1 or 2, what is left one by one."""
+    """target[j] = source[j * step]: vectors under masks for a step of 1 or 2, one by one for others."""
     b, width = body.builder, body.module.width
-    # A vector of step 2 reads one element past its last: never past the last but one.
-    some = b.icmp_signed(">", count, body.const(0))  # a phase of a narrow image may be empty
-    whole = b.and_(b.select(some, b.sub(count, body.const(1)), body.const(0)), body.const(-width))
-    vectors = b.select(b.icmp_signed("<=", step, body.const(2)), whole, body.const(0))
-    kind = body.module.vector
+    vectors = b.select(b.icmp_signed("<=", step, body.const(2)), count, body.const(0))
     evens = ir.Constant(ir.VectorType(I32, width), [2 * i for i in range(width)])
     is_plain = b.icmp_signed("==", step, body.const(1))
-    with body.loop(0, vectors, width) as j, b.if_else(is_plain) as (plain, every_other):
-        with plain:
-            value = b.load(body.at(source, j.index, F32), typ=kind, align=4)
-            b.store(value, body.at(target, j.index, F32), align=4)
-        with every_other:
-            place = body.at(source, b.mul(j.index, body.const(2)), F32)
-            low = b.load(place, typ=kind, align=4)
-            high = b.load(body.at(place, width, F32), typ=kind, align=4)
-            b.store(b.shuffle_vector(low, high, evens), body.at(target, j.index, F32), align=4)
-    with body.loop(vectors, count) as j:
+    with body.loop(0, vectors, width) as j:
+        left = b.sub(count, j.index)
+        mask, place = body.first_lanes(left), body.at(target, j.index, F32)
+        with b.if_else(is_plain) as (plain, every_other):
+            with plain:
+                body.masked_store(body.masked_load(body.at(source, j.index, F32), mask), place, mask)
+            with every_other:
+                read = b.sub(b.mul(left, body.const(2)), body.const(1))  # no further than the last one
+                start = body.at(source, b.mul(j.index, body.const(2)), F32)
+                low = body.masked_load(start, body.first_lanes(read))
+                rest = b.sub(read, body.const(width))
+                high = body.masked_load(body.at(start, width, F32), body.first_lanes(rest))
+                body.masked_store(b.shuffle_vector(low, high, evens), place, mask)
+    singles = b.select(b.icmp_signed("<=", step, body.const(2)), count, body.const(0))
+    with body.loop(singles, count) as j:
         body.store(body.load(source, b.mul(j.index, step), F32), target, j.index)
