@@ -82,6 +82,10 @@ CASES = {
         " y = Relu(a) }",
         "Convolution",
     ),
+    "inputs_at_once": (
+        "g (float[3,2,4] x) => (float[] y) { y = GRU <hidden_size: int = 4> (x, gates, gates) }",
+        "Linear Recurrent Rearrange",
+    ),
     "linear_of_matrix": (
         "g (float[2,4,6,6] x) => (float[] y) { a = MatMul(x, square)  b = Add(a, x)  y = Relu(b) }",
         "Rearrange Rearrange Linear Rearrange",
@@ -93,6 +97,7 @@ WEIGHTS = {
     "line": RNG.standard_normal((4, 4, 3)).astype(np.float32),
     "four": np.array([0.5, 1.5, 2.0, 0.25], np.float32),
     "scale1": RNG.standard_normal((4, 1)).astype(np.float32),
+    "gates": RNG.standard_normal((1, 12, 4)).astype(np.float32),
     "square": RNG.standard_normal((6, 6)).astype(np.float32),
     "shape": np.array([4, -1], np.int64),
     "pads": np.array([0, 0, 1, 2, 0, 0, 0, 1], np.int64),

@@ -19,6 +19,7 @@ from sparsify.engine.front.rewrites.layout import (
 )
 from sparsify.engine.front.rewrites.padding import fold_padding
 from sparsify.engine.front.rewrites.patterns import find_gelu, find_layer_norm
+from sparsify.engine.front.rewrites.recurrent import inputs_at_once
 from sparsify.engine.program import Program
 
 Pass = Callable[[Rewrite], None]
@@ -45,6 +46,7 @@ LAST: tuple[Pass, ...] = (
     fold_scale_and_shift_after,
     fuse_residual,
     fuse_clip,
+    inputs_at_once,
     linear_of_matrix,
     merge_reshapes,
     drop_idle,
