@@ -46,8 +46,8 @@ def compute(operation: Operation, operands: Sequence[Array], results: Sequence[V
             return COMPUTE[type(operation)](operation, operands, results)
     except (IndexError, ZeroDivisionError) as error:
         raise EngineError(
-            f"The {type(operation).__name__} that makes '{results[0].name}' met an index out of range or an integer "
-            f"division by zero: {error}. Check the model's inputs: token numbers beyond the vocabulary, say."
+            f"The {type(operation).__name__} that makes '{results[0].name}' met an index out of range or an "
+            f"integer division by zero: {error}. Check the model's inputs, token numbers above all."
         ) from error
 
 
@@ -191,10 +191,9 @@ def _gates(pre: Array, hidden: int) -> list[Array]:
 
 
 def _gru_step(op: Recurrent, x: Array, h: Array, weights: Sequence[Array]) -> Array:
-    """x and h are [n, k] and [n, hidden]; gates in ONNX's order z, r, h."""
-    w, u, wb, ub = weights
-    hidden = h.shape[-1]
-    xz, xr, xh = _gates(x @ w.T + wb, hidden)
+    """x [n, 3 hidden] is the input's share of the gates, in ONNX's order z, r, h; h is [n, hidden]."""
+    u, ub = weights
+    xz, xr, xh = _gates(x, h.shape[-1])
     uz, ur, uh = np.split(u, 3)
     bz, br, bh = np.split(ub, 3)
     z = sigmoid(xz + h @ uz.T + bz)
@@ -204,9 +203,9 @@ def _gru_step(op: Recurrent, x: Array, h: Array, weights: Sequence[Array]) -> Ar
 
 
 def _lstm_step(x: Array, h: Array, c: Array, weights: Sequence[Array]) -> tuple[Array, Array]:
-    """Gates in ONNX's order i, o, f, c."""
-    w, u, wb, ub = weights
-    i, o, f, candidate = _gates(x @ w.T + wb + h @ u.T + ub, h.shape[-1])
+    """x [n, 4 hidden] is the input's share of the gates, in ONNX's order i, o, f, c."""
+    u, ub = weights
+    i, o, f, candidate = _gates(x + h @ u.T + ub, h.shape[-1])
     c = sigmoid(f) * c + sigmoid(i) * np.tanh(candidate)
     return sigmoid(o) * np.tanh(c), c
 
@@ -216,7 +215,9 @@ def recurrent(op: Recurrent, operands: Sequence[Array], results: Sequence[Value]
     steps, n, _ = x.shape
     hidden = op.recurrence.shape[1]
     h, c = (np.zeros((n, hidden), x.dtype) if name is None else next(given) for name in op.initial)
-    weights = [a.astype(x.dtype) for a in (op.weight, op.recurrence, *op.bias)]
+    if op.weight is not None:
+        x = x @ op.weight.astype(x.dtype).T + op.bias[0].astype(x.dtype)
+    weights = [a.astype(x.dtype) for a in (op.recurrence, op.bias[1])]
     sequence = np.zeros((steps, n, hidden), x.dtype)
     for t in reversed(range(steps)) if op.reverse else range(steps):
         if op.kind == "gru":

@@ -174,7 +174,7 @@ class Recurrent:
     kind: Literal["gru", "lstm"]
     input: str  # [t, n, k]
     outputs: tuple[str | None, ...]  # sequence [t, n, hidden], last hidden [n, hidden], last cell
-    weight: np.ndarray  # [gates * hidden, k]
+    weight: np.ndarray | None  # [gates * hidden, k]; None: the input holds weight x + bias[0] already
     recurrence: np.ndarray  # [gates * hidden, hidden]
     bias: np.ndarray  # [2, gates * hidden]: of the input and of the recurrence
     initial: tuple[str | None, ...] = (None, None)  # hidden, cell; None is zeros

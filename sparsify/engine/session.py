@@ -134,8 +134,8 @@ def _closed(port: Port) -> Shape:
     sizes = tuple(size for size in port.shape or () if isinstance(size, int))
     if port.shape is None or len(sizes) < len(port.shape):
         raise EngineError(
-            f"The model's input '{port.name}' has open sizes, {port.shape}, and nothing has run yet. Run it once, "
-            f"or say for which shapes to explain."
+            f"The model's input '{port.name}' has open sizes, {port.shape}, and nothing has run yet. Run it "
+            f"once, or say for which shapes to explain."
         )
     return sizes
 

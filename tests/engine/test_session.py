@@ -210,9 +210,9 @@ OUTPUTS = {
     "an input": "g (float[n,4] x) => (float[n,4] x) { z = Relu(x) }",
     "an input by another name": "g (float[n,4] x) => (float[n,4] y) { y = Identity(x) }",
     "a constant": "g (float[n,4] x) => (float[2] c) { z = Relu(x) }",
-    "one value by two names": "g (float[n,4] x) => (float[] y, float[] z) { y = Relu(x)  z = Identity(y) }",
-    "a value and a reshape of it": "g (float[n,4] x) => (float[] y, float[] z) { y = Relu(x)  z = Flatten(y) }",
-    "what another output is made of": "g (float[n,4] x) => (float[] y, float[] z) { y = Relu(x)  z = Exp(y) }",
+    "two names of one value": "g (float[n,4] x) => (float[] y, float[] z) { y = Relu(x)  z = Identity(y) }",
+    "a value and its reshape": "g (float[n,4] x) => (float[] y, float[] z) { y = Relu(x)  z = Flatten(y) }",
+    "what another is made of": "g (float[n,4] x) => (float[] y, float[] z) { y = Relu(x)  z = Exp(y) }",
 }
 
 

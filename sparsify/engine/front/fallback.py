@@ -77,11 +77,12 @@ def _renamed_body(body: onnx.FunctionProto, node: Node, schema: onnx.defs.OpSche
         new.output.extend(names.get(name, f"{prefix}/{name}") if name else "" for name in proto.output)
         for attribute in proto.attribute:
             source = given.get(attribute.ref_attr_name, defaults.get(attribute.ref_attr_name))
-            if attribute.ref_attr_name and source is None:
-                continue
-            added = new.attribute.add()
-            added.CopyFrom(source if attribute.ref_attr_name else attribute)
-            added.name = attribute.name
+            if not attribute.ref_attr_name:
+                source = attribute
+            if source is not None:
+                added = new.attribute.add()
+                added.CopyFrom(source)
+                added.name = attribute.name
         nodes.append(new)
     return nodes
 
@@ -192,10 +193,10 @@ def _inferred(model: ModelProto) -> list[Value]:
     inferred = onnx.shape_inference.infer_shapes(sketch, strict_mode=False, data_prop=True)
     values = []
     for output in inferred.graph.output:
-        tensor = output.type.tensor_type
-        sizes = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in tensor.shape.dim)
-        known = tensor.elem_type and tensor.HasField("shape")
+        kind = output.type.tensor_type
+        sizes = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in kind.shape.dim)
+        known = kind.elem_type and kind.HasField("shape")
         values.append(
-            Value(output.name, sizes, dtype_of(tensor.elem_type)) if known else Value(output.name, (-1,))
+            Value(output.name, sizes, dtype_of(kind.elem_type)) if known else Value(output.name, (-1,))
         )
     return values

@@ -11,6 +11,7 @@ from sparsify.engine.front.rewrites.depthwise import scale_as_depthwise
 from sparsify.engine.front.rewrites.epilogue import fuse_clip, fuse_residual
 from sparsify.engine.front.rewrites.layout import (
     drop_idle,
+    linear_of_matrix,
     merge_reshapes,
     merge_transposes,
     reshape_after_elementwise,
@@ -18,6 +19,7 @@ from sparsify.engine.front.rewrites.layout import (
 )
 from sparsify.engine.front.rewrites.padding import fold_padding
 from sparsify.engine.front.rewrites.patterns import find_gelu, find_layer_norm
+from sparsify.engine.front.rewrites.recurrent import inputs_at_once
 from sparsify.engine.program import Program
 
 Pass = Callable[[Rewrite], None]
@@ -37,19 +39,30 @@ PASSES: tuple[Pass, ...] = (
     fold_scale_and_shift_before,
     fuse_residual,
     fuse_clip,
+)
+# Once nothing changes any more: forms that kernels expect, which would stand in the way of the passes above.
+LAST: tuple[Pass, ...] = (
     scale_as_depthwise,
+    fold_scale_and_shift_after,
+    fuse_residual,
+    fuse_clip,
+    inputs_at_once,
+    linear_of_matrix,
+    merge_reshapes,
+    drop_idle,
 )
 ROUNDS = 1000  # a guard: each round removes an operation or moves a reshape towards the end
 
 
-def run_passes(program: Program, passes: tuple[Pass, ...] = PASSES) -> Program:
+def run_passes(program: Program, passes: tuple[Pass, ...] = PASSES, last: tuple[Pass, ...] = LAST) -> Program:
     """The program after all passes. Every pass keeps what the program computes."""
-    for _ in range(ROUNDS):
-        before = program
-        for apply in passes:
-            program = run_pass(program, apply)
-        if program is before:
-            break
+    for group in (passes, last):
+        for _ in range(ROUNDS):
+            before = program
+            for apply in group:
+                program = run_pass(program, apply)
+            if program is before:
+                break
     return program
 
 

@@ -183,8 +183,9 @@ def _recurrent(op: Recurrent, values: Values) -> list[Value]:
     x = values[op.input].shape
     gates = {"gru": 3, "lstm": 4}[op.kind]
     rows, hidden = op.recurrence.shape
-    if len(x) != 3 or rows != gates * hidden or op.weight.shape != (rows, x[2]) or op.bias.shape != (2, rows):
-        raise ValueError(f"weights {op.weight.shape} and {op.recurrence.shape} do not fit the input {x}")
+    entering = (rows, x[-1]) if op.weight is None else op.weight.shape
+    if len(x) != 3 or rows != gates * hidden or entering != (rows, x[2]) or op.bias.shape != (2, rows):
+        raise ValueError(f"weights {entering} and {op.recurrence.shape} do not fit the input {x}")
     last = (x[1], hidden)
     if any(name is not None and values[name].shape != last for name in op.initial):
         raise ValueError(f"the initial state must have the shape {last}")

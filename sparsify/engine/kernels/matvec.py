@@ -7,17 +7,15 @@ of values, one of 16-bit columns, one gather and one multiplication. Dense: rows
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from llvmlite import ir
 
 from sparsify.engine.ir import F32, I16, I32, I64, Body, Module
 from sparsify.engine.memory import copied
 from sparsify.engine.program import Convolution, Epilogue, Linear, Operation
+from sparsify.engine.sell import COLUMNS, Slices, in_slices
 from sparsify.engine.stage import Context, Stage
 
-_COLUMNS = 1 << 16  # that an index of 16 bits reaches
 _SPARSE_RATE, _DENSE_RATE = 9e9, 14e9  # bytes of weights a second and thread
 _DENSE_ROWS = 4  # rows of the dense form in work at a time
 
@@ -31,7 +29,7 @@ def propose(operation: Operation, context: Context) -> Stage | None:
     shape = context.values[operation.input].shape
     images = int(np.prod(shape)) // weight.shape[1]
     nonzeros = int(np.count_nonzero(weight))
-    sparse = _slices(weight, context.target.width) if weight.shape[1] <= _COLUMNS else None
+    sparse = in_slices(weight, context.target.width) if weight.shape[1] <= COLUMNS else None
     dense_seconds = weight.size * 4 / _DENSE_RATE
     if sparse is not None and sparse.value.size * 6 / _SPARSE_RATE < dense_seconds:
         return _sparse_stage(operation, weight, sparse, images, nonzeros, context)
@@ -56,30 +54,6 @@ def _matrix(operation: Operation, context: Context) -> np.ndarray | None:
     return np.ascontiguousarray(weight)
 
 
-@dataclass(frozen=True, eq=False)
-class _Slices:
-    order: np.ndarray  # int32 [rows]: the output row of each sorted row
-    first: np.ndarray  # int64 [slices + 1]: the first step of each slice
-    value: np.ndarray  # float32 [steps, width]
-    column: np.ndarray  # uint16 [steps, width]
-
-
-def _slices(weight: np.ndarray, width: int) -> _Slices:
-    rows, counts = len(weight), np.count_nonzero(weight, axis=1)
-    order = np.argsort(-counts, kind="stable")
-    row, column = np.nonzero(weight[order])
-    start = np.concatenate([[0], np.cumsum(counts[order])])
-    place = np.arange(len(row)) - start[row]  # of a non-zero within its row
-    steps = counts[order][::width]  # the longest row of each slice comes first
-    first = np.concatenate([[0], np.cumsum(steps)]).astype(np.int64)
-    step = first[row // width] + place
-    value, columns = np.zeros((first[-1], width), np.float32), np.zeros((first[-1], width), np.uint16)
-    value[step, row % width] = weight[order][row, column]
-    columns[step, row % width] = column
-    assert rows == len(order)
-    return _Slices(order.astype(np.int32), first, value, columns)
-
-
 def _cut(first: np.ndarray, tiles: int) -> np.ndarray:
     """Bounds of tiles with nearly equal steps: int64 [tiles + 1] slices."""
     wanted = np.linspace(0, first[-1], tiles + 1)
@@ -91,7 +65,7 @@ def _cut(first: np.ndarray, tiles: int) -> np.ndarray:
 def _sparse_stage(
     operation: Linear | Convolution,
     weight: np.ndarray,
-    slices: _Slices,
+    slices: Slices,
     images: int,
     nonzeros: int,
     context: Context,

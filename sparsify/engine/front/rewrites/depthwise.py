@@ -23,6 +23,9 @@ def scale_as_depthwise(rewrite: Rewrite) -> None:
         shape = rewrite.shape(op.output)
         if len(names) != 1 or len(shape) != 4 or rewrite.shape(names[0]) != shape or sizes != [shape[1]]:
             continue
+        maker = rewrite.maker(names[0])
+        if maker is not None and not rewrite.is_free(maker):
+            continue  # made a convolution just now, and folded into it next
         found = scale_and_shift(op, shape[1], 3) if shape[1] > 1 else None
         if found is None or not np.isfinite(found).all():
             continue

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from sparsify.engine.front.rewrite import Rewrite
-from sparsify.engine.program import Elementwise, Rearrange, Shape, Value
+from sparsify.engine.program import Elementwise, Linear, Rearrange, Shape, Value
 
 Array = np.ndarray[Any, Any]
 
@@ -64,6 +65,25 @@ def merge_transposes(rewrite: Rewrite) -> None:
             first, second = before.arguments["perm"], op.arguments["perm"]
             perm = tuple(first[axis] for axis in second)
             rewrite.put(j, replace(op, inputs=before.inputs, arguments={"perm": perm}))
+
+
+def linear_of_matrix(rewrite: Rewrite) -> None:
+    """A Linear over more than two leading axes, or none, becomes one over a matrix between reshapes."""
+    for i, op in enumerate(rewrite.operations):
+        shape = rewrite.shape(op.output) if isinstance(op, Linear) else ()
+        if not isinstance(op, Linear) or len(shape) in (2, 3):
+            continue
+        rows, (outputs, columns) = math.prod(shape[:-1]), op.weight.shape
+        source = Value(f"{op.output}:matrix", (rows, columns))
+        residual = Value(f"{op.output}:residual", (rows, outputs))
+        result = Value(f"{op.output}:product", (rows, outputs))
+        epilogue, before = op.epilogue, [Rearrange("reshape", (op.input,), source.name)]
+        if epilogue.residual is not None:
+            before.append(Rearrange("reshape", (epilogue.residual,), residual.name))
+            epilogue = replace(epilogue, residual=residual.name)
+        linear = replace(op, input=source.name, output=result.name, epilogue=epilogue)
+        after = Rearrange("reshape", (result.name,), op.output)
+        rewrite.put_all(i, (*before, linear, after), values=(source, residual, result))
 
 
 def reshape_after_elementwise(rewrite: Rewrite) -> None:

@@ -1,0 +1,41 @@
+"""SELL-C-sigma, the compressed format for a sparse matrix times one vector.
+
+Rows stand in slices of one vector register each; a slice's non-zeros lie side by side, padded to the longest
+of its rows, so that a step is one vector of values, one of 16-bit columns, one gather and one multiplication
+(Kreutzer, Hager, Wellein, Fehske and Bishop, 2014).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+COLUMNS = 1 << 16  # that an index of 16 bits reaches
+
+
+@dataclass(frozen=True, eq=False)
+class Slices:
+    """A matrix [rows, columns] in slices of `width` rows."""
+
+    order: np.ndarray  # int32 [rows]: the matrix's row that each row here is
+    first: np.ndarray  # int64 [slices + 1]: the first step of each slice
+    value: np.ndarray  # float32 [steps, width]
+    column: np.ndarray  # uint16 [steps, width]; 0 with the value 0 where a row has ended
+
+
+def in_slices(weight: np.ndarray, width: int, sort: bool = True) -> Slices:
+    """The slices of `weight` [rows, columns], the longest rows first, which wastes least, if to `sort`."""
+    counts = np.count_nonzero(weight, axis=1)
+    order = np.argsort(-counts, kind="stable") if sort else np.arange(len(weight))
+    weight, counts = weight[order], counts[order]
+    row, column = np.nonzero(weight)
+    start = np.concatenate([[0], np.cumsum(counts)])
+    place = np.arange(len(row)) - start[row]  # of a non-zero within its row
+    steps = np.maximum.reduceat(counts, np.arange(0, len(counts), width))
+    first = np.concatenate([[0], np.cumsum(steps)]).astype(np.int64)
+    step = first[row // width] + place
+    value, columns = np.zeros((first[-1], width), np.float32), np.zeros((first[-1], width), np.uint16)
+    value[step, row % width] = weight[row, column]
+    columns[step, row % width] = column
+    return Slices(order.astype(np.int32), first, value, columns)
