@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from sparsify.engine.batches import Batches, part_size, resized
 from sparsify.engine.choose import choose
 from sparsify.engine.executable import Executable, Step
 from sparsify.engine.kernels.copy import copy_stage
@@ -66,16 +67,29 @@ def compile_program(
     target: Target | None = None,
     tuning: Tuning | None = None,
     prefer: str = "",
-) -> Executable:
+) -> Executable | Batches:
     """Compile `program` for `threads` threads of `target` (default: this CPU).
 
     What no kernel knows runs in numpy. `prefer` names a kernel that wins wherever it is possible. Raises
     EngineError where the target's instructions are not there.
     """
     target, tuning = target or host(), tuning or Tuning()
+    size = part_size(program, target.width, tuning.batch_bytes)
+    if program.inputs and program.inputs[0].shape[:1] not in ((), (size,)):
+        count = program.inputs[0].shape[0] // size
+        return Batches(program, _compile(resized(program, size), threads, target, tuning, prefer), count)
+    return _compile(program, threads, target, tuning, prefer)
+
+
+def _compile(program: Program, threads: int, target: Target, tuning: Tuning, prefer: str) -> Executable:
     context = Context(
-        program.values, assign_layouts(program, target, tuning), target, threads, tuning,
-        sum(np.count_nonzero(getattr(op, "weight", 0)) for op in program.operations), prefer,
+        program.values,
+        assign_layouts(program, target, tuning),
+        target,
+        threads,
+        tuning,
+        sum(np.count_nonzero(getattr(op, "weight", 0)) for op in program.operations),
+        prefer,
     )
     lowering = _Lowering(program, context)
     for operation in program.operations:

@@ -61,11 +61,16 @@ class Executable:
         self._code_end = self._code.address
         self._segments = [_Segment(self, group, threads) for group in _grouped(steps)]
 
-    def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """The program's outputs for `inputs`: C-ordered arrays of the program's shapes and types."""
+    def run(self, inputs: Sequence[np.ndarray], into: Sequence[np.ndarray] | None = None) -> list[np.ndarray]:
+        """The program's outputs for `inputs`: C-ordered arrays of the program's shapes and types.
+
+        `into`: arrays to write the outputs to, C-ordered; new ones by default.
+        """
         arrays: dict[str, np.ndarray] = dict(self._constants)
         for value, array in zip(self.program.inputs, inputs, strict=True):
             arrays[value.name] = np.asarray(array, value.dtype, order="C")
+        if into is not None:
+            arrays |= dict(zip(self.program.outputs, into, strict=True))
         for name in self.program.outputs:
             value = self.program.values[name]
             if name not in arrays and -1 not in value.shape:

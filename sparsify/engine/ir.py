@@ -136,6 +136,10 @@ class Body:
         result = self.minimum(limits[1], self.maximum(limits[0], result))
         self.masked_store(result, self.bytes(output, offset), self.lanes(mask))
 
+    def smaller(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        """min(a, b) of int64."""
+        return self.builder.select(self.builder.icmp_signed("<", a, b), a, b)
+
     def at_least(self, number: ir.Value, bound: int) -> ir.Value:
         """max(number, bound) of int64."""
         above = self.builder.icmp_signed(">", number, self.const(bound))

@@ -15,6 +15,7 @@ class Tuning:
     panel_bytes: int = 384 << 10  # input that one panel may read, so that it stays in the second-level cache
     dense_above: float = 0.5  # density from which the dense loop beats straight-line code
     linear_images: int = 2  # batch from which a Linear slides over it instead of streaming its weights
+    batch_bytes: int = 8 << 20  # of the values around one operation: larger batches run in parts of this size
     tiles_per_thread: int = 4  # pieces of work a thread and stage, where there is enough of it
 
     def __post_init__(self) -> None:

@@ -23,7 +23,7 @@ _MOST = 8  # vectors of positions in registers
 _CHAIN = {1: 4, 2: 4, 3: 2, 4: 2}  # sums for each of them, so that additions do not wait for each other
 _CACHE = {True: 80 << 10, False: 40 << 10}  # bytes of input in a block of columns, by whether it has one tap
 _SPAN = 1 << 16  # floats that an offset reaches
-_LOADS, _STREAM = 6.5e9, 11e9  # loads, and bytes of weights, a second and thread
+_LOADS, _STREAM = 6.0e9, 11e9  # loads, and bytes of weights, a second and thread
 
 
 def propose(operation: Operation, context: Context) -> Proposal | None:
@@ -62,7 +62,11 @@ def _shape(operation: Convolution | Linear, layer: Layer, context: Context) -> _
     groups = -(-total // _MOST)
     vectors = -(-total // groups)
     channel = layer.input.channel
-    met = channel if groups == 1 else min(channel, (1 if _is_pointwise(operation) else 3) * vectors * context.target.width)  # floats that a group reads
+    met = (
+        channel
+        if groups == 1
+        else min(channel, (1 if _is_pointwise(operation) else 3) * vectors * context.target.width)
+    )  # floats that a group reads
     channels = max(1, min(_CACHE[_is_pointwise(operation)] // (met * 4), _SPAN // channel - 2))
     blocks = -(-layer.input.channels // channels)
     tiles = max(1, -(-context.threads * context.tuning.tiles_per_thread // groups))
@@ -118,7 +122,9 @@ def _stage(
     residual = () if epilogue.residual is None else (epilogue.residual,)
     has = len(residual)
     parameters = [rows, shape.rows, shape.groups, blocks, layer.output.channel, 1 + has, has]
-    table = np.repeat(layer.where.table[-1:], shape.vectors * shape.groups, axis=0)  # filled up with idle vectors
+    table = np.repeat(
+        layer.where.table[-1:], shape.vectors * shape.groups, axis=0
+    )  # filled up with idle vectors
     table[:, 2] = 0
     table[: len(layer.where.table)] = layer.where.table
     limits = np.array([epilogue.low, epilogue.high], np.float32)

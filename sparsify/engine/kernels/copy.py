@@ -175,7 +175,13 @@ def _copy_row(body: Body, source: ir.Value, target: ir.Value, step: ir.Value, co
 
 
 def _every_other(
-    body: Body, source: ir.Value, target: ir.Value, index: ir.Value, low: ir.Value, high: ir.Value, mask: ir.Value
+    body: Body,
+    source: ir.Value,
+    target: ir.Value,
+    index: ir.Value,
+    low: ir.Value,
+    high: ir.Value,
+    mask: ir.Value,
 ) -> None:
     """One vector of every other element, from the two that masks `low` and `high` read."""
     width = body.module.width

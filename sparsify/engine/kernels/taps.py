@@ -84,7 +84,8 @@ def _stage(
     input, output = layouts
     shifts = taps(operation, kernel, input).ravel()
     vectors, channels = len(where.table), output.channels
-    together = max(1, min(channels, _TILE // max(1, vectors * len(shifts))))
+    fair = -(-channels // (context.threads * context.tuning.tiles_per_thread))
+    together = max(1, min(fair, _TILE // max(1, vectors * len(shifts))))
     reads = (operation.input, epilogue.residual) if epilogue.residual is not None else (operation.input,)
     parameters = np.array(
         [
