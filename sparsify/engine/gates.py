@@ -7,25 +7,25 @@ from dataclasses import dataclass
 import numpy as np
 from llvmlite import ir
 
-from sparsify.engine.ir import F32, I32, Body
+from sparsify.engine.ir import F32, I32, I64, Body
 from sparsify.engine.program import Recurrent
 from sparsify.engine.vector_math import sigmoid, tanh
 
 GATES = {"gru": 3, "lstm": 4}
 INPUT, HIDDEN, CELL, SEQUENCE, LAST_HIDDEN, LAST_CELL, SCRATCH = range(7)  # roles of buffers
 ABSENT = -1  # number of the buffer of a role that nothing plays
-NUMBERS = 5 + SCRATCH + 1  # of `numbers`
+NUMBERS = 6 + SCRATCH + 1  # of `numbers`
 
 
 def is_native(operation: object) -> bool:
-    """Whether native stages can do a Recurrent: its input holds the gates' share, and no gate comes too late."""
+    """Whether a native stage can do it: its input holds the gates' share, and no gate comes too late."""
     if not isinstance(operation, Recurrent) or operation.weight is not None:
         return False
     return operation.kind == "lstm" or operation.linear_before_reset
 
 
-def numbers(operation: Recurrent, steps: int, images: int, width: int) -> list[int]:
-    """Steps, images, hidden units and blocks of them, direction; then the buffer of each role.
+def numbers(operation: Recurrent, steps: int, images: int, width: int, parts: int) -> list[int]:
+    """Steps, images, hidden units, blocks of them, direction, tiles an image; then the buffer of each role.
 
     Buffers are numbered as in `reads`, then `writes`, then scratch memory.
     """
@@ -36,12 +36,12 @@ def numbers(operation: Recurrent, steps: int, images: int, width: int) -> list[i
     for name in (operation.input, *initial, *outputs):
         roles.append(count if name else ABSENT)
         count += bool(name)
-    return [steps, images, hidden, -(-hidden // width), int(operation.reverse), *roles, count]
+    return [steps, images, hidden, -(-hidden // width), int(operation.reverse), parts, *roles, count]
 
 
 @dataclass
 class Place:
-    """Where a state of one image lies; `present` is false where nothing plays its role, None where it is sure."""
+    """Where one image's state lies; `present` is false where nothing plays its role, None if it is sure."""
 
     start: ir.Value
     present: ir.Value | None = None
@@ -53,12 +53,14 @@ class Frame:
     def __init__(self, body: Body, kind: str, buffers: ir.Value, parameters: ir.Value) -> None:
         found = body.numbers(parameters, NUMBERS)
         self.body, self.gates, self.buffers = body, GATES[kind], buffers
-        self.steps, self.images, self.hidden, self.blocks, self.reverse = found[:5]
-        self.roles = found[5:]
+        self.steps, self.images, self.hidden, self.blocks, self.reverse, self.parts = found[:6]
+        self.roles = found[6:]
         b = body.builder
         self.whole = b.mul(self.blocks, body.const(body.module.width))  # hidden units in whole vectors
         self.across = b.mul(self.images, self.hidden)  # floats from one step of a sequence to the next
         self.scratch = self.buffer(SCRATCH)
+        number = b.add(self.roles[SCRATCH], body.const(1))
+        self.step = body.load(buffers, number, I64, align=8)
 
     def buffer(self, role: int) -> ir.Value:
         """Address of a role's buffer; of some buffer where the role is absent."""
@@ -74,15 +76,21 @@ class Frame:
         start = self.body.at(self.buffer(role), self.body.builder.mul(image, self.hidden), F32)
         return Place(start, self.present(role))
 
-    def sequence(self) -> ir.Value:
-        """All hidden states [steps, images, hidden]: the first of the scratch memory where nobody wants them."""
-        return self.body.builder.select(self.present(SEQUENCE), self.buffer(SEQUENCE), self.scratch)
+    def hidden_state(self, step: ir.Value, image: ir.Value) -> ir.Value:
+        """Where an image's hidden state after a step lies in [steps, images, hidden].
 
-    def time(self, turn: ir.Value) -> ir.Value:
-        """The step that comes at this turn."""
+        That is the first of the scratch memory where nobody wants the whole sequence.
+        """
         b = self.body.builder
-        backwards = b.sub(b.sub(self.steps, self.body.const(1)), turn)
-        return b.select(b.icmp_signed("!=", self.reverse, self.body.const(0)), backwards, turn)
+        base = b.select(self.present(SEQUENCE), self.buffer(SEQUENCE), self.scratch)
+        return self.body.at(base, self.offset(step, image), F32)
+
+    def offset(self, step: ir.Value, image: ir.Value) -> ir.Value:
+        """Hidden units of all steps and images before this one, in the order of time."""
+        b = self.body.builder
+        backwards = b.sub(b.sub(self.steps, self.body.const(1)), step)
+        time = b.select(b.icmp_signed("!=", self.reverse, self.body.const(0)), backwards, step)
+        return b.add(b.mul(time, self.across), b.mul(image, self.hidden))
 
     def lanes(self, block: ir.Value) -> ir.Value:
         """Which lanes of a block of hidden units there are."""
@@ -105,9 +113,9 @@ class Frame:
         place = body.at(base, body.builder.mul(block, body.const(body.module.width)), F32)
         body.masked_store(value, place, mask)
 
-    def copy(self, source: Place, target: Place) -> None:
-        """Copy one image's state; zeros from an absent source, nothing to an absent target."""
-        with self.body.loop(0, self.blocks) as block:
+    def copy(self, source: Place, target: Place, start: ir.Value, stop: ir.Value) -> None:
+        """Copy blocks of one image's state; zeros from an absent source, nothing to an absent target."""
+        with self.body.loop(start, stop) as block:
             mask = self.lanes(block.index)
             value = self.load(source.start, block.index, self._only(mask, source.present))
             self.store(value, target.start, block.index, self._only(mask, target.present))

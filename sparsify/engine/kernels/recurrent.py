@@ -1,4 +1,4 @@
-"""GRU and LSTM layers, all time steps in one stage: a tile is one sequence of the batch.
+"""GRU and LSTM layers, a step of the stage for each in time: a tile is some hidden units of one sequence.
 
 The input's share of the gates is a Linear of its own that runs before, over all steps at once. Here a step
 multiplies the recurrence matrix with the last hidden state, one vector of hidden units at a time, and applies
@@ -14,6 +14,7 @@ from sparsify.engine.gates import (
     CELL,
     GATES,
     HIDDEN,
+    INPUT,
     LAST_CELL,
     LAST_HIDDEN,
     Frame,
@@ -31,6 +32,7 @@ from sparsify.engine.sell import COLUMNS, in_slices
 from sparsify.engine.stage import Context, Stage
 
 _SPARSE_RATE, _DENSE_RATE = 16e9, 60e9  # bytes of weights a second and thread
+_TILES = 2  # a thread and step, where the batch is small
 
 
 def propose(operation: Operation, context: Context) -> Stage | None:
@@ -46,10 +48,11 @@ def propose(operation: Operation, context: Context) -> Stage | None:
     kind = "SELL" if len(packed) > 1 else "dense columns"
     nonzeros = int(np.count_nonzero(operation.recurrence))
     rate = _SPARSE_RATE if len(packed) > 1 else _DENSE_RATE
-    turns = -(-images // min(images, context.threads))
+    parts = max(1, min(-(-hidden // width), _TILES * context.threads // images))
     constants = (
-        np.array(numbers(operation, steps, images, width), np.int64),
+        np.array(numbers(operation, steps, images, width, parts), np.int64),
         _bias(operation, width),
+        np.zeros(hidden, np.float32),
         *packed,
     )
     return Stage(
@@ -57,12 +60,13 @@ def propose(operation: Operation, context: Context) -> Stage | None:
         function=f"sparsify_{operation.kind}" + ("" if len(packed) > 1 else "_dense"),
         reads=(operation.input, *(name for name in operation.initial if name)),
         writes=tuple(name for name in operation.outputs if name),
-        tiles=images,
+        tiles=images * parts,
+        steps=steps,
         constants=tuple(copied(array) for array in constants),
-        scratch=4 * images * (steps * hidden + 2 * width * -(-hidden // width)),
+        scratch=4 * images * (steps * hidden + width * -(-hidden // width)),
         flops=2.0 * nonzeros * steps * images,
         density=nonzeros / operation.recurrence.size,
-        seconds=sum(array.nbytes for array in packed) * steps * turns / rate,
+        seconds=sum(array.nbytes for array in packed) * steps * images / rate / context.threads,
         why=f"{steps} steps of {images} sequences, {kind}",
     )
 
@@ -93,30 +97,44 @@ def emit(module: Module) -> None:
 
 
 def _emit(module: Module, kind: str, dense: bool) -> None:
+    """One step of some blocks of one image's hidden units."""
     body = Body(module, f"sparsify_{kind}" + ("_dense" if dense else ""))
     b = body.builder
-    buffers, constants, image = body.arguments
+    buffers, constants, tile = body.arguments
     frame = Frame(body, kind, buffers, body.pointer(constants, 0))
-    # scratch memory: all sequences, where nobody wants them; then cell and first hidden state of each image
-    states = b.add(b.mul(frame.steps, frame.across), b.mul(image, b.mul(frame.whole, body.const(2))))
-    cell = body.at(frame.scratch, states, F32)
-    first = body.at(cell, frame.whole, F32)
-    frame.copy(frame.place(HIDDEN, image), Place(first))
-    frame.copy(frame.place(CELL, image), Place(cell))
-    sequence = frame.sequence()
-    with body.loop(0, frame.steps, 1, [first]) as turn:
-        state = turn.state[0]
-        here = b.add(b.mul(frame.time(turn.index), frame.across), b.mul(image, frame.hidden))
-        share = body.at(body.pointer(buffers, 0), b.mul(here, body.const(frame.gates)), F32)
-        output = body.at(sequence, here, F32)
-        with body.loop(0, frame.blocks) as block:
-            make = _dense_products if dense else _sparse_products
-            products = make(frame, constants, state, block.index)
-            apply(frame, kind, Step(share, state, output, cell), block.index, products)
-        turn.following = [output]
-    frame.copy(Place(turn.state[0]), frame.place(LAST_HIDDEN, image))
-    frame.copy(Place(cell), frame.place(LAST_CELL, image))
+    image, part = b.udiv(tile, frame.parts), b.urem(tile, frame.parts)
+    start, stop = (
+        b.udiv(b.mul(frame.blocks, number), frame.parts) for number in (part, b.add(part, body.const(1)))
+    )
+    # scratch memory: all sequences, where nobody wants them; then the cell state of each image
+    cell = b.add(b.mul(frame.steps, frame.across), b.mul(image, frame.whole))
+    is_first = b.icmp_signed("==", frame.step, body.const(0))
+    is_last = b.icmp_signed("==", frame.step, b.sub(frame.steps, body.const(1)))
+    share = body.at(frame.buffer(INPUT), b.mul(frame.offset(frame.step, image), body.const(frame.gates)), F32)
+    step = Step(
+        share,
+        _state(frame, constants, image, is_first),
+        frame.hidden_state(frame.step, image),
+        body.at(frame.scratch, cell, F32),
+    )
+    with b.if_then(is_first):
+        frame.copy(frame.place(CELL, image), Place(step.cell), start, stop)
+    with body.loop(start, stop) as block:
+        make = _dense_products if dense else _sparse_products
+        apply(frame, kind, step, block.index, make(frame, constants, step.state, block.index))
+    with b.if_then(is_last):
+        frame.copy(Place(step.output), frame.place(LAST_HIDDEN, image), start, stop)
+        frame.copy(Place(step.cell), frame.place(LAST_CELL, image), start, stop)
     body.done()
+
+
+def _state(frame: Frame, constants: ir.Value, image: ir.Value, is_first: ir.Value) -> ir.Value:
+    """The last hidden state: the initial one, or zeros, at the first step."""
+    body, b = frame.body, frame.body.builder
+    before = frame.hidden_state(b.sub(frame.step, body.const(1)), image)
+    zeros = body.pointer(constants, 2)
+    initial = b.select(frame.present(HIDDEN), frame.place(HIDDEN, image).start, zeros)
+    return b.select(is_first, initial, before)
 
 
 def _start(frame: Frame, constants: ir.Value, block: ir.Value) -> tuple[list[ir.Value], list[ir.Value]]:
@@ -129,7 +147,7 @@ def _start(frame: Frame, constants: ir.Value, block: ir.Value) -> tuple[list[ir.
 
 def _sparse_products(frame: Frame, constants: ir.Value, state: ir.Value, block: ir.Value) -> list[ir.Value]:
     body, b, kind = frame.body, frame.body.builder, frame.body.module.vector
-    first, values, columns = (body.pointer(constants, i) for i in (2, 3, 4))
+    first, values, columns = (body.pointer(constants, i) for i in (3, 4, 5))
     narrow, wide = ir.VectorType(I16, kind.count), ir.VectorType(I32, kind.count)
     totals = []
     for piece, bias in zip(*_start(frame, constants, block), strict=True):
@@ -148,7 +166,7 @@ def _dense_products(frame: Frame, constants: ir.Value, state: ir.Value, block: i
     """All gates in one loop, whose sums do not wait for each other."""
     body, b, kind = frame.body, frame.body.builder, frame.body.module.vector
     pieces, biases = _start(frame, constants, block)
-    weights = body.pointer(constants, 2)
+    weights = body.pointer(constants, 3)
     columns = [body.at(weights, b.mul(piece, frame.hidden), kind) for piece in pieces]
     with body.loop(0, frame.hidden, 1, biases) as step:
         number = body.splat(body.load(state, step.index, F32))
