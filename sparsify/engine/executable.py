@@ -127,39 +127,42 @@ class _Segment:
         self._values = owner.program.values
         self._seconds = 0.0
         self._keep: list[Any] = []
-        self._patches: list[tuple[np.ndarray, int, str]] = []
+        self._patches: list[tuple[np.ndarray, str]] = []
         self._job: Job | None = None
         if isinstance(steps[0].stage, Stage):
-            self._job = Job([self._record(step, owner) for step in steps], threads)
+            self._job = Job([record for step in steps for record in self._records(step, owner)], threads)
             release_with(self, self._pool, self._job)
 
-    def _record(self, step: Step, owner: Executable) -> tuple[int, int, int, int]:
+    def _records(self, step: Step, owner: Executable) -> list[tuple[int, int, int, int]]:
+        """What the runtime reads, once for each of the stage's steps; they differ in the step's number alone."""
         stage = step.stage
         assert isinstance(stage, Stage)
-        buffers = aligned(len(step.reads) + len(step.writes) + 1, np.int64)
+        columns = len(step.reads) + len(step.writes) + 2
+        buffers = aligned(stage.steps * columns, np.int64).reshape(stage.steps, columns)
+        buffers[:, -1] = np.arange(stage.steps)
         for index, place in enumerate((*step.reads, *step.writes)):
             if place[1] is None and (place[0] in owner._constants):
-                buffers[index] = owner._constants[place[0]].ctypes.data
+                buffers[:, index] = owner._constants[place[0]].ctypes.data
                 continue
             try:
-                buffers[index] = self._plan.buffer(place).ctypes.data
+                buffers[:, index] = self._plan.buffer(place).ctypes.data
             except KeyError:  # the caller's own array
-                self._patches.append((buffers, index, place[0]))
+                self._patches.append((buffers[:, index], place[0]))
         if stage.scratch:
             scratch = aligned(stage.scratch, np.uint8)
-            buffers[-1] = scratch.ctypes.data
+            buffers[:, -2] = scratch.ctypes.data
             self._keep.append(scratch)
         constants = owner.place(stage)
         self._keep += [buffers, constants, owner]
         function = owner._library.address(stage.function)
         assert function, f"the kernel library has no function {stage.function}"
-        return function, buffers.ctypes.data, constants.ctypes.data, stage.tiles
+        return [(function, row.ctypes.data, constants.ctypes.data, stage.tiles) for row in buffers]
 
     def run(self, arrays: dict[str, np.ndarray]) -> None:
         start = time.perf_counter()
         if self._job is not None:
-            for table, index, name in self._patches:
-                table[index] = arrays[name].ctypes.data
+            for addresses, name in self._patches:
+                addresses[:] = arrays[name].ctypes.data
             self._pool.run(self._job)
         else:
             self._run_python(arrays)
@@ -186,7 +189,10 @@ class _Segment:
         return self._plan.buffer(place)[:count].view(value.dtype).reshape(value.shape)
 
     def report(self) -> list[Row]:
-        shares = self._job.shares() if self._job is not None else np.ones(1)
+        shares = np.ones(1)
+        if self._job is not None:
+            counts = [step.stage.steps for step in self._steps if isinstance(step.stage, Stage)]
+            shares = np.add.reduceat(self._job.shares(), np.cumsum([0, *counts[:-1]]))
         return [_row(step, self._seconds * share) for step, share in zip(self._steps, shares, strict=True)]
 
 

@@ -7,7 +7,7 @@ no tile left in work.
     void function(void **buffers, void **constants, int64 tile)
 
 `buffers` holds the addresses of the stage's `reads`, then of its `writes`, then of its scratch memory where
-it asked for some; `constants` those of its `constants`, in order. Buffers and constants are 64-byte aligned,
+it asked for some, and the number of the step; `constants` those of its `constants`, in order. Buffers and constants are 64-byte aligned,
 save a program's own inputs and outputs, which are numpy arrays of the caller's (aligned to 4 bytes at least).
 
 A value lies in its buffer in C order ("rows", layout None) unless the stage's `layouts` says otherwise.
@@ -62,7 +62,8 @@ class Stage:
     constants: tuple[np.ndarray, ...] = ()
     layouts: Mapping[str, Layout] = field(default_factory=dict)  # of reads and writes that are not in C order
     code: bytes = b""  # machine code of this layer; its address is appended to `constants`
-    scratch: int = 0  # bytes of scratch memory, shared by the stage's tiles
+    scratch: int = 0  # bytes of scratch memory, shared by the stage's tiles and steps
+    steps: int = 1  # how often all tiles run, each time when the last has ended: recurrences in time
     flops: float = 0.0  # useful floating-point operations: two per non-zero and output position
     density: float = 1.0  # of the weights
     seconds: float = 0.0  # predicted for one run; of several proposals the least is taken
