@@ -30,7 +30,8 @@ def emit(module: Module, name: str, strip: int) -> None:
     whole_channels = b.add(first, b.and_(b.sub(last, first), body.const(-width)))
     with body.loop(0, whole_images, width) as image, body.loop(first, whole_channels, width) as channel:
         here, there = (
-            body.at(p, b.add(b.mul(image.index, i), b.mul(channel.index, c)), F32) for p, i, c in (source, target)
+            body.at(p, b.add(b.mul(image.index, i), b.mul(channel.index, c)), F32)
+            for p, i, c in (source, target)
         )
         step = [b.select(by_channel, i, c) for _, i, c in (source, (None, target[2], target[1]))]
         rows = [
