@@ -16,6 +16,7 @@ from sparsify.engine.program import Operation, Program, Value
 from sparsify.engine.runtime import Job, pool, release_with
 from sparsify.engine.stage import PythonStage, Stage
 from sparsify.engine.target import Target
+from sparsify.errors import EngineError
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,8 +58,8 @@ class Executable:
         self._constants = {name: np.asarray(array, order="C") for name, array in program.constants.items()}
         stages = [step.stage for step in steps if isinstance(step.stage, Stage)]
         self._weights = Arena(sum(lines(array.nbytes) for stage in stages for array in stage.constants))
-        self._code = Code(b"".join(padded(stage.code) for stage in stages))
-        self._code_end = self._code.address
+        self._code = _executable(b"".join(padded(stage.code) for stage in stages))
+        self._code_end = self._code.address if self._code is not None else 0
         self._segments = [_Segment(self, group, threads) for group in _grouped(steps)]
 
     def run(self, inputs: Sequence[np.ndarray], into: Sequence[np.ndarray] | None = None) -> list[np.ndarray]:
@@ -101,6 +102,20 @@ class Executable:
         constants = [c.nbytes for s in self._steps if isinstance(s.stage, Stage) for c in s.stage.constants]
         code = [len(s.stage.code) for s in self._steps if isinstance(s.stage, Stage)]
         return self._plan.bytes + sum(constants) + sum(code)
+
+
+def _executable(code: bytes) -> Code | None:
+    """Machine code in memory; None where there is none."""
+    if not code:
+        return None
+    try:
+        return Code(code)
+    except OSError as error:
+        raise EngineError(
+            f"The compiled model could not be made executable: {error.strerror}. The likely cause is a "
+            "hardened system that refuses memory that was written to, or one short of memory. Allow it for "
+            "this process, or run the model in another runtime."
+        ) from error
 
 
 def padded(code: bytes) -> bytes:
@@ -153,7 +168,7 @@ class _Segment:
             buffers[:, -2] = scratch.ctypes.data
             self._keep.append(scratch)
         constants = owner.place(stage)
-        self._keep += [buffers, constants, owner]
+        self._keep += [buffers, constants, owner._weights, owner._code]
         function = owner._library.address(stage.function)
         assert function, f"the kernel library has no function {stage.function}"
         return [(function, row.ctypes.data, constants.ctypes.data, stage.tiles) for row in buffers]

@@ -13,7 +13,7 @@ import numpy as np
 
 from sparsify.engine.library import Library
 from sparsify.engine.memory import aligned
-from sparsify.engine.runtime_ir import JOB, LINE, POOL_ACTIVE, POOL_JOB, POOL_PARKED, RECORD
+from sparsify.engine.runtime_ir import JOB, LINE, POOL_ACTIVE, POOL_PARKED, RECORD
 
 _SPINS = 16000  # pauses, some 200 microseconds in all, before a waiting thread gives up its core
 _CROWDED = 50  # the same where there are more threads than cores
@@ -62,6 +62,7 @@ class Pool:
         self._start = _START(library.address("sparsify_start"))
         self._take_part = _TAKE_PART(library.address("sparsify_take_part"))
         self._serve = _SERVE(library.address("sparsify_serve"))
+        self._dead: list[Job] = []
         self._workers = threads - 1
         self._patience = spins(threads)
         self._wake = [threading.Semaphore(0) for _ in range(self._workers)]
@@ -82,14 +83,20 @@ class Pool:
                 if parked >> number & 1:
                     self._wake[number].release()
             self._take_part(job.address, 0)
+        if self._dead:
+            self._bury()
 
     def forget(self, job: Job) -> None:
-        """Return when no worker looks at `job` any more, so that its memory may be freed."""
-        with self.lock:
-            if self._state[POOL_JOB] == job.address:
-                self._state[POOL_JOB] = 0
-            while self._state[POOL_ACTIVE]:
-                os.sched_yield() if hasattr(os, "sched_yield") else None
+        """Keep a job's memory until no worker can be looking at it. Waits for nothing and takes no lock: the
+        garbage collector may call this anywhere, in the middle of a run too."""
+        self._dead.append(job)
+
+    def _bury(self) -> None:
+        """Free the memory of dead jobs, if no worker is in any job. The pool shows another job by now, so
+        none can enter a dead one."""
+        dead = len(self._dead)
+        if not self._state[POOL_ACTIVE]:
+            del self._dead[:dead]
 
 
 @cache

@@ -1,5 +1,6 @@
 """Threads: any number of them, several programs at once, one program from several threads, after a pause."""
 
+import gc
 import os
 import threading
 import time
@@ -9,6 +10,7 @@ import pytest
 
 from sparsify.engine.compile import compile_program
 from sparsify.engine.interpreter import interpret
+from sparsify.engine.numpy_ops import compute
 from sparsify.engine.program import (
     Convolution,
     Elementwise,
@@ -153,3 +155,24 @@ def test_fork():
 
 def test_targets():
     assert [target(level).level for level in levels()] == levels()
+
+
+def test_garbage_collected_in_the_middle_of_a_run(monkeypatch):
+    """Executables that go while another one runs, in the same thread and under the pool's lock."""
+
+    def compute_and_collect(*arguments):
+        garbage = [compile_program(convolution(RNG), 2)]
+        garbage.append(garbage)  # a cycle, so that only the collector frees it
+        del garbage
+        gc.collect()
+        return compute(*arguments)
+
+    monkeypatch.setattr("sparsify.engine.compile.compute", compute_and_collect)
+    given = program([conv("x", "a", 3, 3), Gather("a", np.array([2, 0, 1]), "y", 1)],
+                    dict.fromkeys("xay", (2, 3, 9, 9)), ["y"])  # fmt: skip
+    check(given, runs=5)
+
+
+def test_empty_batch():
+    given = convolution(RNG, n=0)
+    assert compile_program(given, 2).run([np.zeros((0, 8, 9, 9), np.float32)])[0].shape == (0, 8, 9, 9)
