@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from sparsify.engine.batches import Batches
 from sparsify.engine.compile import compile_program
 from sparsify.engine.executable import Executable
 from sparsify.engine.explain import Explanation
@@ -48,7 +49,7 @@ class InferenceSession:
             )
         self._graph: Graph = load(source)
         self._threads = threads or _cores()
-        self._executables: OrderedDict[tuple[Shape, ...], Executable] = OrderedDict()
+        self._executables: OrderedDict[tuple[Shape, ...], Executable | Batches] = OrderedDict()
         self._lock = threading.Lock()
         self._building = threading.Lock()
 
@@ -91,7 +92,7 @@ class InferenceSession:
             last = tuple(_closed(port) for port in self._graph.inputs)
         return Explanation(tuple(self._executable(last).report()))
 
-    def _executable(self, shapes: tuple[Shape, ...]) -> Executable:
+    def _executable(self, shapes: tuple[Shape, ...]) -> Executable | Batches:
         """What runs for these input shapes, made now or kept from before."""
         found = self._kept(shapes)
         if found is not None:
@@ -109,7 +110,7 @@ class InferenceSession:
                     self._executables.popitem(last=False)
             return executable
 
-    def _kept(self, shapes: tuple[Shape, ...]) -> Executable | None:
+    def _kept(self, shapes: tuple[Shape, ...]) -> Executable | Batches | None:
         with self._lock:
             if shapes in self._executables:
                 self._executables.move_to_end(shapes)
