@@ -88,7 +88,7 @@ def _compile(program: Program, threads: int, target: Target, tuning: Tuning, pre
         target,
         threads,
         tuning,
-        sum(np.count_nonzero(getattr(op, "weight", 0)) for op in program.operations),
+        sum(int(np.count_nonzero(getattr(op, "weight", 0))) for op in program.operations),
         prefer,
     )
     lowering = _Lowering(program, context)

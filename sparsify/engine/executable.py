@@ -134,7 +134,7 @@ class _Segment:
             release_with(self, self._pool, self._job)
 
     def _records(self, step: Step, owner: Executable) -> list[tuple[int, int, int, int]]:
-        """What the runtime reads, once for each of the stage's steps; they differ in the step's number alone."""
+        """What the runtime reads, once for each of the stage's steps, which differ in their number."""
         stage = step.stage
         assert isinstance(stage, Stage)
         columns = len(step.reads) + len(step.writes) + 2

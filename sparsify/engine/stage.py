@@ -7,8 +7,9 @@ no tile left in work.
     void function(void **buffers, void **constants, int64 tile)
 
 `buffers` holds the addresses of the stage's `reads`, then of its `writes`, then of its scratch memory where
-it asked for some, and the number of the step; `constants` those of its `constants`, in order. Buffers and constants are 64-byte aligned,
-save a program's own inputs and outputs, which are numpy arrays of the caller's (aligned to 4 bytes at least).
+it asked for some, and the number of the step; `constants` those of its `constants`, in order. Buffers
+and constants are 64-byte aligned, save a program's own inputs and outputs, which are numpy arrays of the
+caller's (aligned to 4 bytes at least).
 
 A value lies in its buffer in C order ("rows", layout None) unless the stage's `layouts` says otherwise.
 Where a producer and a consumer want different layouts the compiler puts a copying stage between them.

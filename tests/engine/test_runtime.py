@@ -50,8 +50,9 @@ def network(n):
         Linear("k", "y", sparse(RNG, (10, 32), 0.5), np.zeros(10, np.float32)),
     ]
     shapes = {
-        "x": (n, 3, 40, 36), "a": (n, 16, 20, 18), "b": (n, 16, 10, 9), "c": (n, 16, 10, 9), "d": (n, 16, 10, 9),
-        **dict.fromkeys("efghi", (n, 32, 5, 5)), "j": (n, 32, 1, 1), "k": (n, 32), "y": (n, 10),
+        "x": (n, 3, 40, 36), "a": (n, 16, 20, 18), **dict.fromkeys("bcd", (n, 16, 10, 9)),
+        **dict.fromkeys("efghi", (n, 32, 5, 5)),
+        "j": (n, 32, 1, 1), "k": (n, 32), "y": (n, 10),
     }  # fmt: skip
     return program(operations, shapes, ["y", "d"])
 

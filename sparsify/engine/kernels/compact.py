@@ -1,4 +1,4 @@
-"""Weights as data: a value and a 16-bit offset for each non-zero, for layers with more weights than positions.
+"""Weights as data, a value and a 16-bit offset for each non-zero: for layers of few positions.
 
 Straight-line code of such a layer is fetched once and hardly used; here six bytes a non-zero stream by
 instead of fifteen. The columns are cut into blocks whose input stays in the first-level cache while all rows

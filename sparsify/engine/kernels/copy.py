@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from llvmlite import ir
 
+from sparsify.engine import transpose
 from sparsify.engine.ir import F32, I32, Body, Module
 from sparsify.engine.layout import Planes
 from sparsify.engine.memory import copied
@@ -12,7 +13,8 @@ from sparsify.engine.program import Operation, Shape
 from sparsify.engine.sliding import as_images
 from sparsify.engine.stage import Context, Layout, Stage
 
-ROWS, IMAGES = "sparsify_copy_rows", "sparsify_copy_images"
+ROWS, IMAGES, MATRIX = "sparsify_copy_rows", "sparsify_copy_images", "sparsify_transpose"
+_STRIP = 128  # channels in a tile of a transposed matrix
 
 
 def propose(operation: Operation, context: Context) -> Stage | None:
@@ -25,6 +27,10 @@ def copy_stage(value: str, shape: Shape, before: Layout, after: Layout) -> Stage
     images = as_images(shape)
     assert images is not None, f"{value} {shape} has no layout but C order"
     n, c, h, w = images
+    matrix = _matrix(images, before, after)
+    if matrix is not None:
+        constants = (copied(np.array(matrix, np.int64)),)
+        return Stage("copy", MATRIX, (value,), (value,), -(-c // _STRIP), constants, why="layout")
     source, target = before or _c_order(n, c, h, w), after or _c_order(n, c, h, w)
     if source.lanes == target.lanes == 1 and h * w > 1:
         function, parameters, tiles = ROWS, _rows(source, target), c * _row_groups(n * c * h * w, c, h)
@@ -32,6 +38,18 @@ def copy_stage(value: str, shape: Shape, before: Layout, after: Layout) -> Stage
         function, parameters, tiles = IMAGES, _images(source, target), c * _row_groups(n * c * h * w, c, h)
     numbers = np.array([c, h, w, n, tiles // c, *parameters], np.int64)
     return Stage("copy", function, (value,), (value,), tiles, (copied(numbers),), why="layout")
+
+
+def _matrix(images: tuple[int, int, int, int], before: Layout, after: Layout) -> list[int] | None:
+    """Parameters of a matrix's transposition: from vectors in C order to planes of one position, or back."""
+    n, c, h, w = images
+    planes = before or after
+    if h * w > 1 or planes is None or (before is not None and after is not None) or planes.plane != 1:
+        return None
+    start = planes.lead * planes.lanes
+    if before is None:
+        return [0, c, 1, start, 1, planes.channel, n, c]
+    return [start, 1, planes.channel, 0, c, 1, n, c]
 
 
 class _c_order:
@@ -71,9 +89,10 @@ def _images(source: Planes | _c_order, target: Planes | _c_order) -> list[int]:
 
 
 def emit(module: Module) -> None:
-    """Add both copying functions."""
+    """Add the copying functions."""
     _emit_rows(module)
     _emit_images(module)
+    transpose.emit(module, MATRIX, _STRIP)
 
 
 def _share(

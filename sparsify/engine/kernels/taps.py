@@ -144,11 +144,12 @@ def _emit(module: Module, name: str, largest: bool) -> None:
             body.at(body.pointer(buffers, output), outward, F32),
             body.at(body.pointer(buffers, residual), outward, F32),
         )  # fmt: skip
-        whole = b.and_(vectors, body.const(-_TOGETHER))
-        with body.loop(0, whole, _TOGETHER) as turn:
-            kit.go(turn.index, _TOGETHER)
-        with body.loop(whole, vectors) as turn:
-            kit.go(turn.index, 1)
+        done: ir.Value | int = 0
+        for together in (_TOGETHER, 4, 2, 1):
+            whole = b.and_(vectors, body.const(-together))
+            with body.loop(done, whole, together) as turn:
+                kit.go(turn.index, together)
+            done = whole
     body.done()
 
 
