@@ -1,4 +1,4 @@
-"""Vectors of exp, sigmoid, tanh and erf in LLVM IR, to within a few units of float32's precision."""
+"""Vectors of exp, sigmoid and tanh in LLVM IR, to within a few units of float32's precision."""
 
 from __future__ import annotations
 
@@ -57,16 +57,3 @@ def tanh(body: Body, x: ir.Value) -> ir.Value:
     b = body.builder
     double = exp(body, b.fmul(constant(x, 2.0), x))
     return b.fsub(constant(x, 1.0), b.fdiv(constant(x, 2.0), b.fadd(double, constant(x, 1.0))))
-
-
-def erf(body: Body, x: ir.Value) -> ir.Value:
-    """Abramowitz and Stegun's formula 7.1.26, exact to 1.5e-7 of 1."""
-    b = body.builder
-    size = _intrinsic(body, "fabs", x)
-    t = b.fdiv(constant(x, 1.0), body.fma(size, constant(x, 0.3275911), constant(x, 1.0)))
-    total = constant(x, 1.061405429)
-    for coefficient in (-1.453152027, 1.421413741, -0.284496736, 0.254829592):
-        total = body.fma(total, t, constant(x, coefficient))
-    power = exp(body, b.fneg(b.fmul(size, size)))
-    result = b.fsub(constant(x, 1.0), b.fmul(b.fmul(total, t), power))
-    return _intrinsic(body, "copysign", result, x)

@@ -2,10 +2,13 @@
 
 The input's share of the gates is a Linear of its own that runs before, over all steps at once. Here a step
 multiplies the recurrence matrix with the last hidden state, one vector of hidden units at a time, and applies
-the gates to it. A sparse matrix is in SELL-C slices, a dense one in slices of whole columns.
+the gates to it. The matrix is read in one of three forms: dense columns; SELL-C slices, whose operands are
+gathered; or, where the CPU can permute two registers, segments, whose operands are permuted.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 from llvmlite import ir
@@ -25,13 +28,13 @@ from sparsify.engine.gates import (
     numbers,
     padded_rows,
 )
-from sparsify.engine.ir import F32, I16, I32, I64, Body, Module
+from sparsify.engine.ir import F32, I8, I16, I32, I64, Body, Module
 from sparsify.engine.memory import copied
 from sparsify.engine.program import Operation, Recurrent
-from sparsify.engine.sell import COLUMNS, in_slices
+from sparsify.engine.sell import COLUMNS, SEGMENT, in_segments, in_slices
 from sparsify.engine.stage import Context, Stage
 
-_SPARSE_RATE, _DENSE_RATE = 16e9, 60e9  # bytes of weights a second and thread
+_RATES = {"dense": 60e9, "gathered": 16e9, "permuted": 60e9}  # bytes of weights a second and thread
 _TILES = 2  # a thread and step, where the batch is small
 
 
@@ -44,10 +47,8 @@ def propose(operation: Operation, context: Context) -> Stage | None:
     hidden, width = operation.recurrence.shape[1], context.target.width
     if 0 in (steps, images, hidden) or hidden > COLUMNS:
         return None
-    packed = _packed(operation, width)
-    kind = "SELL" if len(packed) > 1 else "dense columns"
+    form, packed = _packed(operation, context)
     nonzeros = int(np.count_nonzero(operation.recurrence))
-    rate = _SPARSE_RATE if len(packed) > 1 else _DENSE_RATE
     parts = max(1, min(-(-hidden // width), _TILES * context.threads // images))
     constants = (
         np.array(numbers(operation, steps, images, width, parts), np.int64),
@@ -57,7 +58,7 @@ def propose(operation: Operation, context: Context) -> Stage | None:
     )
     return Stage(
         kernel="recurrent",
-        function=f"sparsify_{operation.kind}" + ("" if len(packed) > 1 else "_dense"),
+        function=f"sparsify_{operation.kind}_{form}",
         reads=(operation.input, *(name for name in operation.initial if name)),
         writes=tuple(name for name in operation.outputs if name),
         tiles=images * parts,
@@ -66,19 +67,30 @@ def propose(operation: Operation, context: Context) -> Stage | None:
         scratch=4 * images * (steps * hidden + width * -(-hidden // width)),
         flops=2.0 * nonzeros * steps * images,
         density=nonzeros / operation.recurrence.size,
-        seconds=sum(array.nbytes for array in packed) * steps * images / rate / context.threads,
-        why=f"{steps} steps of {images} sequences, {kind}",
+        seconds=_seconds(form, packed) * steps * images / context.threads,
+        why=f"{steps} steps of {images} sequences, {form}",
     )
 
 
-def _packed(operation: Recurrent, width: int) -> tuple[np.ndarray, ...]:
-    """(first, value, column) of the slices, or one array [slices, hidden, width] where that reads faster."""
+def _packed(operation: Recurrent, context: Context) -> tuple[str, tuple[np.ndarray, ...]]:
+    """The form in which the recurrence matrix is read fastest, and its arrays."""
+    width = context.target.width
     padded = padded_rows(operation, width)
     flat = padded.reshape(-1, padded.shape[2])
-    found = in_slices(flat, width, sort=False)
-    if found.value.size * 6 / _SPARSE_RATE < flat.nbytes / _DENSE_RATE:
-        return found.first, found.value, found.column
-    return (np.ascontiguousarray(flat.reshape(-1, width, flat.shape[1]).transpose(0, 2, 1)),)
+    columns = flat.reshape(-1, width, flat.shape[1]).transpose(0, 2, 1)
+    forms: dict[str, tuple[np.ndarray, ...]] = {"dense": (np.ascontiguousarray(columns),)}
+    if context.target.level == "avx512":
+        segments = in_segments(padded, width)
+        forms["permuted"] = (segments.first, segments.value, segments.column)
+    else:
+        slices = in_slices(flat, width, sort=False)
+        forms["gathered"] = (slices.first, slices.value, slices.column)
+    return min(forms.items(), key=lambda item: _seconds(*item))
+
+
+def _seconds(form: str, packed: tuple[np.ndarray, ...]) -> float:
+    """Of one step of one image on one thread."""
+    return sum(array.nbytes for array in packed) / _RATES[form]
 
 
 def _bias(operation: Recurrent, width: int) -> np.ndarray:
@@ -90,15 +102,22 @@ def _bias(operation: Recurrent, width: int) -> np.ndarray:
 
 
 def emit(module: Module) -> None:
-    """void sparsify_{gru,lstm}[_dense](buffers, constants, tile)."""
+    """void sparsify_{gru,lstm}_{dense,gathered,permuted}(buffers, constants, tile)."""
+    forms = {"dense": _dense_products, "gathered": _gathered_products}
+    if module.target.level == "avx512":
+        forms["permuted"] = _permuted_products
     for kind in GATES:
-        for dense in (False, True):
-            _emit(module, kind, dense)
+        for form, products in forms.items():
+            _emit(module, kind, form, products)
 
 
-def _emit(module: Module, kind: str, dense: bool) -> None:
+Products = Callable[[Frame, ir.Value, ir.Value, ir.Value], list[ir.Value]]
+"""Each gate's product with the state plus its bias, for a block, from (frame, constants, state, block)."""
+
+
+def _emit(module: Module, kind: str, form: str, products: Products) -> None:
     """One step of some blocks of one image's hidden units."""
-    body = Body(module, f"sparsify_{kind}" + ("_dense" if dense else ""))
+    body = Body(module, f"sparsify_{kind}_{form}")
     b = body.builder
     buffers, constants, tile = body.arguments
     frame = Frame(body, kind, buffers, body.pointer(constants, 0))
@@ -120,8 +139,7 @@ def _emit(module: Module, kind: str, dense: bool) -> None:
     with b.if_then(is_first):
         frame.copy(frame.place(CELL, image), Place(step.cell), start, stop)
     with body.loop(start, stop) as block:
-        make = _dense_products if dense else _sparse_products
-        apply(frame, kind, step, block.index, make(frame, constants, step.state, block.index))
+        apply(frame, kind, step, block.index, products(frame, constants, step.state, block.index))
     with b.if_then(is_last):
         frame.copy(Place(step.output), frame.place(LAST_HIDDEN, image), start, stop)
         frame.copy(Place(step.cell), frame.place(LAST_CELL, image), start, stop)
@@ -145,7 +163,7 @@ def _start(frame: Frame, constants: ir.Value, block: ir.Value) -> tuple[list[ir.
     return pieces, [b.load(body.at(bias, piece, kind), typ=kind, align=4) for piece in pieces]
 
 
-def _sparse_products(frame: Frame, constants: ir.Value, state: ir.Value, block: ir.Value) -> list[ir.Value]:
+def _gathered_products(frame: Frame, constants: ir.Value, state: ir.Value, block: ir.Value) -> list[ir.Value]:
     body, b, kind = frame.body, frame.body.builder, frame.body.module.vector
     first, values, columns = (body.pointer(constants, i) for i in (3, 4, 5))
     narrow, wide = ir.VectorType(I16, kind.count), ir.VectorType(I32, kind.count)
@@ -175,3 +193,30 @@ def _dense_products(frame: Frame, constants: ir.Value, state: ir.Value, block: i
             for column, total in zip(columns, step.state, strict=True)
         ]
     return step.state
+
+
+def _permuted_products(frame: Frame, constants: ir.Value, state: ir.Value, block: ir.Value) -> list[ir.Value]:
+    """All gates of a segment in one loop: their sums do not wait for each other, and its end is met once."""
+    body, b, kind = frame.body, frame.body.builder, frame.body.module.vector
+    first, values, columns = (body.pointer(constants, i) for i in (3, 4, 5))
+    narrow, wide = ir.VectorType(I8, kind.count), ir.VectorType(I32, kind.count)
+    permute = body.declared("llvm.x86.avx512.vpermi2var.ps.512", kind, [kind, wide, kind])
+    registers = SEGMENT // kind.count
+    segments = b.udiv(b.add(frame.hidden, body.const(SEGMENT - 1)), body.const(SEGMENT))
+    with body.loop(0, segments, 1, _start(frame, constants, block)[1]) as segment:
+        blocks = [b.add(b.mul(segment.index, body.const(registers)), body.const(i)) for i in range(registers)]
+        low, high = (frame.load(state, number, frame.lanes(number)) for number in blocks)
+        piece = b.add(b.mul(block, segments), segment.index)
+        start = body.load(first, piece, I64, align=8)
+        stop = body.load(first, b.add(piece, body.const(1)), I64, align=8)
+        with body.loop(start, stop, 1, segment.state) as step:
+            row = b.mul(step.index, body.const(frame.gates))
+            step.following = []
+            for gate, total in enumerate(step.state):
+                place = b.add(row, body.const(gate))
+                weight = b.load(body.at(values, place, kind), typ=kind, align=4)
+                column = b.load(body.at(columns, place, narrow), typ=narrow, align=1)
+                found = b.call(permute, [low, b.zext(column, wide), high])
+                step.following.append(body.fma(weight, found, total))
+        segment.following = step.state
+    return segment.state
