@@ -37,7 +37,7 @@ class _Lowering:
             return
         origin = next(h for h in have if h is None or h.phases == (1, 1))
         stage = copy_stage(value, self.program.values[value].shape, origin, layout)
-        self.steps.append(Step(None, stage, ((value, origin),), ((value, layout),)))
+        self.steps.append(Step("copy", "", stage, ((value, origin),), ((value, layout),)))
         have.append(layout)
 
     def add(self, operation: Operation) -> None:
@@ -48,7 +48,9 @@ class _Lowering:
         outputs = tuple((name, layouts.get(name)) for name in stage.writes)
         for name, layout in inputs:
             self.bring(name, layout)
-        self.steps.append(Step(operation, stage, inputs, outputs))
+        self.steps.append(
+            Step(type(operation).__name__, getattr(operation, "name", ""), stage, inputs, outputs)
+        )
         self._there.update((name, [layout]) for name, layout in outputs)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from sparsify.engine.library import library
 from sparsify.engine.memory import Arena, Code, aligned, lines
 from sparsify.engine.memory_plan import MemoryPlan, Place
-from sparsify.engine.program import Operation, Program, Value
+from sparsify.engine.program import Program, Value
 from sparsify.engine.runtime import Job, pool, release_with
 from sparsify.engine.stage import PythonStage, Stage
 from sparsify.engine.target import Target
@@ -23,7 +23,8 @@ from sparsify.errors import EngineError
 class Step:
     """One stage and where its values lie."""
 
-    operation: Operation | None  # None: a copy between layouts
+    operation: str  # the grammar's name; "copy" for a copy between layouts
+    name: str  # of the layer, as the model file calls it; empty where it has none
     stage: Stage | PythonStage
     reads: tuple[Place, ...]
     writes: tuple[Place, ...]
@@ -47,8 +48,7 @@ class Executable:
     """Runs a program on arrays of the shapes that it was compiled for. May be shared by threads."""
 
     def __init__(self, program: Program, steps: Sequence[Step], target: Target, threads: int) -> None:
-        self.program = program
-        self._steps = steps
+        self.program = replace(program, operations=())  # the dense weights may go
         self._library = library(target)
         self._pool = pool(self._library, threads)
         outside = {value.name for value in program.inputs} | set(program.outputs)
@@ -58,7 +58,9 @@ class Executable:
         self._constants = {name: np.asarray(array, order="C") for name, array in program.constants.items()}
         stages = [step.stage for step in steps if isinstance(step.stage, Stage)]
         self._weights = Arena(sum(lines(array.nbytes) for stage in stages for array in stage.constants))
-        self._code = _executable(b"".join(padded(stage.code) for stage in stages))
+        code = b"".join(padded(stage.code) for stage in stages)
+        self._code = _executable(code)
+        self._fixed = self._weights.size + len(code)
         self._code_end = self._code.address if self._code is not None else 0
         self._segments = [_Segment(self, group, threads) for group in _grouped(steps)]
 
@@ -99,9 +101,7 @@ class Executable:
     @property
     def bytes(self) -> int:
         """Memory of buffers, weights and code."""
-        constants = [c.nbytes for s in self._steps if isinstance(s.stage, Stage) for c in s.stage.constants]
-        code = [len(s.stage.code) for s in self._steps if isinstance(s.stage, Stage)]
-        return self._plan.bytes + sum(constants) + sum(code)
+        return self._plan.bytes + self._fixed
 
 
 def _executable(code: bytes) -> Code | None:
@@ -138,7 +138,7 @@ class _Segment:
     """Native stages that run in one call, or one Python stage."""
 
     def __init__(self, owner: Executable, steps: list[Step], threads: int) -> None:
-        self._steps, self._plan, self._pool = steps, owner._plan, owner._pool
+        self._plan, self._pool = owner._plan, owner._pool
         self._values = owner.program.values
         self._seconds = 0.0
         self._keep: list[Any] = []
@@ -147,6 +147,7 @@ class _Segment:
         if isinstance(steps[0].stage, Stage):
             self._job = Job([record for step in steps for record in self._records(step, owner)], threads)
             release_with(self, self._pool, self._job)
+        self._steps = [_light(step) for step in steps]
 
     def _records(self, step: Step, owner: Executable) -> list[tuple[int, int, int, int]]:
         """What the runtime reads, once for each of the stage's steps, which differ in their number."""
@@ -211,10 +212,16 @@ class _Segment:
         return [_row(step, self._seconds * share) for step, share in zip(self._steps, shares, strict=True)]
 
 
+def _light(step: Step) -> Step:
+    """A step for the report: without weights and code, which lie elsewhere by now."""
+    if isinstance(step.stage, PythonStage):
+        return step
+    return replace(step, stage=replace(step.stage, constants=(), code=b""))
+
+
 def _row(step: Step, seconds: float) -> Row:
     stage = step.stage
-    name = getattr(step.operation, "name", "") or step.writes[0][0]
-    kind = "copy" if step.operation is None else type(step.operation).__name__
+    name, kind = step.name or step.writes[0][0], step.operation
     if isinstance(stage, PythonStage):
         return Row(kind, name, stage.kernel, stage.why, 1.0, 0.0, 0.0, seconds)
     return Row(kind, name, stage.kernel, stage.why, stage.density, stage.flops / 1e9, stage.seconds, seconds)

@@ -43,6 +43,7 @@ class Arena:
         if hasattr(mmap, "MADV_HUGEPAGE"):
             mapped.madvise(mmap.MADV_HUGEPAGE)
         memory = np.frombuffer(mapped, np.uint8)
+        self.size = size
         self._next = -memory.ctypes.data % _HUGE
         self._memory = memory
 
