@@ -26,6 +26,8 @@ from sparsify.engine.program import (
     writes,
 )
 
+_BYTES = 12  # of code and weights for each non-zero
+
 
 class Batches:
     """Runs a program over a batch with an executable for a part of it."""
@@ -73,9 +75,11 @@ class Batches:
 def part_size(program: Program, lanes: int, most: int) -> int:
     """Images to run at a time so that no operation's values take more than `most` bytes: a divisor of the
     batch, and of whole vectors of `lanes` images where that is possible. The whole batch if the program does
-    anything but map each image to its own result."""
+    anything but map each image to its own result, or if its weights, to be read again for each part, take
+    more than `most` bytes themselves."""
     images = _images(program)
-    if images is None:
+    weights = sum(int(np.count_nonzero(getattr(op, "weight", 0))) for op in program.operations)
+    if images is None or weights * _BYTES > most:
         return program.inputs[0].shape[0] if program.inputs and program.inputs[0].shape else 1
     largest = max(
         sum(int(np.prod(program.values[name].shape)) * 4 for name in (*reads(op), *writes(op)))
