@@ -2,8 +2,7 @@
 
 SELL: rows stand in slices of one vector register each; a slice's non-zeros lie side by side, padded to the
 longest of its rows, so that a step is one vector of values, one of 16-bit columns, one gather and one
-multiplication
-(Kreutzer, Hager, Wellein, Fehske and Bishop, 2014).
+multiplication (Kreutzer, Hager, Wellein, Fehske and Bishop, 2014).
 """
 
 from __future__ import annotations
