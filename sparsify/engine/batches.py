@@ -34,7 +34,7 @@ class Batches:
 
     def __init__(self, program: Program, part: Executable, count: int) -> None:
         """`part` is compiled for a `count`-th of the batch of `program`."""
-        self.program = program
+        self.program = replace(program, operations=())
         self._part, self._count = part, count
 
     def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
