@@ -97,7 +97,7 @@ WHEN_OPENED = {
     "too many axes": (model([node("Add", ["x", "w"])], [tensor("w", [1] * 99, b"1234")]), "axes"),
     "an unknown element type": (
         model([node("Add", ["x", "w"])], [TensorProto(name="w", dims=[1], data_type=99, raw_data=b"1234")]),
-        "99|data",
+        "element type 99",
     ),
     "a sparse index out of range": (
         model([node("MatMul", ["x", "w"])], (), [sparse([1], [20], [4, 5])]),
@@ -149,6 +149,11 @@ WHEN_OPENED = {
     ),
     "functions that call each other": (recursive(), "calls itself"),
     "graphs nested too deeply": (nested(25), "nested too deeply"),
+    "a name that is no text": (model([node("Relu", ["x"])]).replace(b"Relu", b"R\xff\xfeu"), "not text"),
+    "an unknown type of input": (
+        model([node("Relu", ["x"])], inputs=(helper.make_tensor_value_info("x", 99, [4]),)),
+        "element type 99",
+    ),
     "a future opset": (model([node("Relu", ["x"])], opset=999), "opset 999"),
     "a stone-age opset": (model([node("Relu", ["x"])], opset=1), "opset 1;"),
 }

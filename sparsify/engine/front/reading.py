@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto
 
 from sparsify.engine.front.graph import Graph, Node, Port
-from sparsify.engine.front.tensors import sparse_to_array, to_array
+from sparsify.engine.front.tensors import numpy_dtype, sparse_to_array, to_array
 from sparsify.engine.limits import LIMITS, Budget
 from sparsify.errors import EngineError
 
@@ -110,6 +110,10 @@ class Reader:
         """A graph; `outer` are the names that it may read from around it."""
         if depth > LIMITS.nesting or len(proto.node) > LIMITS.nodes:
             raise _damaged("it has far too many nodes, or graphs nested too deeply")
+        names = [tensor.name for tensor in proto.initializer]
+        names += [value.name for value in (*proto.input, *proto.output)]
+        if not all(isinstance(name, str) for name in names):
+            raise _damaged("a name in it is not text")
         constants = {tensor.name: to_array(tensor, self.folder) for tensor in proto.initializer}
         for sparse in proto.sparse_initializer:
             constants[sparse.values.name] = sparse_to_array(sparse, self.folder, self.budget)
@@ -126,6 +130,9 @@ class Reader:
 
     def node(self, proto: NodeProto, known: set[str], depth: int = 0) -> Node:
         """A node; `known` are the names that graphs inside it may read."""
+        texts = (proto.op_type, proto.domain, proto.name, *proto.input, *proto.output)
+        if not all(isinstance(text, str) for text in (*texts, *(a.name for a in proto.attribute))):
+            raise _damaged("a name in it is not text")  # protobuf gives bytes where UTF-8 is broken
         attributes = {a.name: self.attribute(a, known, depth) for a in proto.attribute}
         domain = "" if proto.domain in DEFAULT_DOMAINS else proto.domain
         name = proto.name or f"{proto.op_type}:{next(iter(proto.output), '')}"
@@ -159,7 +166,7 @@ def _port(value: ValueInfoProto) -> Port:
             f"be given or taken. Export the model with tensors alone."
         )
     tensor = value.type.tensor_type
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name if tensor.elem_type else "float32"
+    dtype = numpy_dtype(tensor.elem_type or onnx.TensorProto.FLOAT).name
     if dtype not in PORT_DTYPES:
         raise EngineError(
             f"The model's input or output '{value.name}' is of the type {dtype}, which cannot be given or "

@@ -19,10 +19,13 @@ FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorPr
 
 def dtype_of(element: int) -> str:
     """numpy's name of an ONNX element type; every floating point becomes float32."""
-    if element in FLOATS:
-        return "float32"
+    return "float32" if element in FLOATS else numpy_dtype(element).name
+
+
+def numpy_dtype(element: int) -> np.dtype[Any]:
+    """numpy's dtype for an ONNX element type. Raises EngineError where there is none."""
     try:
-        return str(onnx.helper.tensor_dtype_to_np_dtype(element))
+        return onnx.helper.tensor_dtype_to_np_dtype(element)
     except KeyError:
         raise EngineError(
             f"The model uses tensor element type {element}, which this release does not know. The file is "
@@ -39,11 +42,8 @@ def canonical(array: Array) -> Array:
 
 
 def _check(tensor: TensorProto) -> int:
-    try:
-        dtype = str(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
-    except KeyError:
-        dtype = "float32"
-    return check_shape(f"The weight '{tensor.name}'", tuple(tensor.dims), dtype)
+    name = f"The weight '{tensor.name}'"
+    return check_shape(name, tuple(tensor.dims), numpy_dtype(tensor.data_type).name)
 
 
 def to_array(tensor: TensorProto, folder: Path | None) -> Array:
@@ -79,9 +79,7 @@ def _with_external_data(tensor: TensorProto, folder: Path | None) -> TensorProto
             f"The weight '{tensor.name}' lies in the external file '{location}', which is not a file in the "
             f"model's folder. Copy it there; files elsewhere are never read."
         )
-    wanted = (
-        math.prod(tensor.dims) * np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize
-    )
+    wanted = math.prod(tensor.dims) * numpy_dtype(tensor.data_type).itemsize
     try:
         offset = int(entries.get("offset", 0))
         length = int(entries.get("length", wanted))

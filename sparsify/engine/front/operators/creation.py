@@ -39,11 +39,12 @@ def identity(b: Builder, node: Node) -> None:
 
 @importer("Dropout")
 def dropout(b: Builder, node: Node) -> None:
-    if node.output(1):
-        raise Unsupported("the mask of a dropout")
     if node.input(2) and b.need_constant(node.input(2)).any() and _ratio(b, node) > 0:
         raise Unsupported("a dropout that drops")
     b.alias(node.output(0), node.input(0))
+    if node.output(1):  # the mask, which old exporters ask for and never read
+        kept = b.define(b.fresh(node.output(1)), np.array(True))
+        expand_to(b, kept, b.shape(node.input(0)), node.output(1))
 
 
 def _ratio(b: Builder, node: Node) -> float:

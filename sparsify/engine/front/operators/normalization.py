@@ -18,8 +18,9 @@ GROUP_NORM_PER_CHANNEL = 21  # the opset in which scale and bias became one numb
 def scaled(b: Builder, source: str, scale: Array, shift: Array, output: str) -> None:
     """y = scale[c] x + shift[c] over [n, c, ...]."""
     along = (-1,) + (1,) * (len(b.shape(source)) - 2)
-    product = b.elementwise("mul", source, scale.astype(np.float32).reshape(along))
-    b.elementwise("add", product, shift.astype(np.float32).reshape(along), output=output)
+    with np.errstate(over="ignore"):  # infinity then, as in float32 throughout
+        scale, shift = (part.astype(np.float32).reshape(along) for part in (scale, shift))
+    b.elementwise("add", b.elementwise("mul", source, scale), shift, output=output)
 
 
 @importer("BatchNormalization")
