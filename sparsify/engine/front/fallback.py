@@ -152,7 +152,8 @@ def foreign(
     outside = sorted({name for proto in protos for name in outer_needs(proto)} - inside)
     computed = {name: b.values[b.resolve(name)] for name in outside if b.resolve(name) not in b.constants}
     constants = {name: b.constants[b.resolve(name)] for name in outside if name not in computed}
-    operators = tuple(dict.fromkeys(node.operator for node in nodes))
+    # A damaged file's names may be bytes that are no text.
+    operators = tuple(dict.fromkeys(str(node.operator) for node in nodes))
     try:
         model = _model(protos, computed, constants, outputs, opsets)
         written = _inferred(model)

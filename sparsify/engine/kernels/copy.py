@@ -31,7 +31,7 @@ def copy_stage(value: str, shape: Shape, before: Layout, after: Layout) -> Stage
     if matrix is not None:
         constants = (copied(np.array(matrix, np.int64)),)
         return Stage("copy", MATRIX, (value,), (value,), -(-c // _STRIP), constants, why="layout")
-    source, target = before or _c_order(n, c, h, w), after or _c_order(n, c, h, w)
+    source, target = before or _Contiguous(n, c, h, w), after or _Contiguous(n, c, h, w)
     if source.lanes == target.lanes == 1 and h * w > 1:
         function, parameters, tiles = ROWS, _rows(source, target), c * _row_groups(n * c * h * w, c, h)
     else:
@@ -52,7 +52,7 @@ def _matrix(images: tuple[int, int, int, int], before: Layout, after: Layout) ->
     return [start, 1, planes.channel, 0, c, 1, n, c]
 
 
-class _c_order:
+class _Contiguous:
     """Planes without borders, an image after the other."""
 
     def __init__(self, n: int, c: int, h: int, w: int) -> None:
@@ -66,7 +66,7 @@ def _row_groups(elements: int, channels: int, rows: int) -> int:
     return int(max(1, min(rows, elements // channels // 16384)))
 
 
-def _rows(source: Planes | _c_order, target: Planes | _c_order) -> list[int]:
+def _rows(source: Planes | _Contiguous, target: Planes | _Contiguous) -> list[int]:
     assert source.phases == (1, 1)
     down, right = target.phases
     return [
@@ -76,7 +76,7 @@ def _rows(source: Planes | _c_order, target: Planes | _c_order) -> list[int]:
     ]  # fmt: skip
 
 
-def _images(source: Planes | _c_order, target: Planes | _c_order) -> list[int]:
+def _images(source: Planes | _Contiguous, target: Planes | _Contiguous) -> list[int]:
     lanes = max(source.lanes, target.lanes)
     numbers = [lanes]
     for side in (source, target):
