@@ -107,9 +107,7 @@ def _by_image(operation: Operation, program: Program) -> bool:
         return len(program.values[operation.input].shape) > 1
     rank = max(len(program.values[name].shape) for name in (*reads(operation), *writes(operation)))
     if isinstance(operation, Elementwise):
-        same = all(
-            len(program.values[name].shape) == rank for name in (*reads(operation), *writes(operation))
-        )
+        same = all(len(program.values[name].shape) == rank for name in (*reads(operation), *writes(operation)))
         constants = [c for c in operation.inputs if not isinstance(c, str)]
         return same and all(c.ndim < rank or c.shape[0] == 1 for c in constants)
     if isinstance(operation, Reduce):
@@ -121,7 +119,5 @@ def _by_image(operation: Operation, program: Program) -> bool:
 
 def resized(program: Program, images: int) -> Program:
     """The same program for another batch size."""
-    values = {
-        name: replace(value, shape=(images, *value.shape[1:])) for name, value in program.values.items()
-    }
+    values = {name: replace(value, shape=(images, *value.shape[1:])) for name, value in program.values.items()}
     return replace(program, inputs=tuple(values[value.name] for value in program.inputs), values=values)

@@ -108,17 +108,13 @@ def finish(rows: int, encoder: Encoder, channel: int, epilogue: Epilogue) -> byt
     return b"".join(parts)
 
 
-def column_stream(
-    shifts: np.ndarray, weights: np.ndarray, bias: np.ndarray, epilogue: Epilogue
-) -> np.ndarray:
+def column_stream(shifts: np.ndarray, weights: np.ndarray, bias: np.ndarray, epilogue: Epilogue) -> np.ndarray:
     """The stream of `looped`: after the bias, for each column, its shift in bytes and its weights.
 
     shifts int64 [columns] in floats, weights float32 [columns, rows].
     """
     none = np.zeros(0, np.int64)
-    head = stream(Rows(len(bias), none, none, np.zeros(0, np.float32)), bias, epilogue)[
-        : STREAM_HEAD + len(bias)
-    ]
+    head = stream(Rows(len(bias), none, none, np.zeros(0, np.float32)), bias, epilogue)[: STREAM_HEAD + len(bias)]
     places = (shifts * 4).astype(np.uint32).view(np.float32)[:, None]
     floats = np.concatenate([head, np.concatenate([places, weights], axis=1).ravel()])
     return np.pad(floats, (0, -len(floats) % 16))

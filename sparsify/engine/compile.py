@@ -48,9 +48,7 @@ class _Lowering:
         outputs = tuple((name, layouts.get(name)) for name in stage.writes)
         for name, layout in inputs:
             self.bring(name, layout)
-        self.steps.append(
-            Step(type(operation).__name__, getattr(operation, "name", ""), stage, inputs, outputs)
-        )
+        self.steps.append(Step(type(operation).__name__, getattr(operation, "name", ""), stage, inputs, outputs))
         self._there.update((name, [layout]) for name, layout in outputs)
 
 

@@ -118,9 +118,7 @@ class Avx2:
     weight: int = 14
     mask: int = 15
 
-    def _vex(
-        self, space: int, prefix: int, opcode: int, register: Numbers, second: Numbers, high: Numbers
-    ) -> list:
+    def _vex(self, space: int, prefix: int, opcode: int, register: Numbers, second: Numbers, high: Numbers) -> list:
         first = ((~np.asarray(register) >> 3 & 1) << 7) | 0x40 | ((1 ^ high) << 5) | space
         return [0xC4, first, ((~np.asarray(second) & 15) << 3) | 4 | prefix, opcode]
 

@@ -35,9 +35,7 @@ class Explanation:
     def __str__(self) -> str:
         table = [HEADINGS, *(_cells(row) for row in self.rows), _total(self.rows)]
         widths = [max(len(line[i]) for line in table) for i in range(len(HEADINGS))]
-        lines = [
-            "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in table
-        ]
+        lines = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in table]
         left = f"\nLeft to onnxruntime: {', '.join(self.foreign)}." if self.foreign else ""
         return "\n".join(lines) + left
 

@@ -37,9 +37,7 @@ class Library:
         machine = llvm.Target.from_triple(target.triple).create_target_machine(
             target.cpu, target.features, opt=3, jit=True
         )
-        key = hashlib.sha256(
-            "\n".join((llvmlite.__version__, *map(str, target.key), text)).encode()
-        ).hexdigest()
+        key = hashlib.sha256("\n".join((llvmlite.__version__, *map(str, target.key), text)).encode()).hexdigest()
         code = disk.fetch(key)
         if code is None:
             code = _compile(text, machine)

@@ -64,8 +64,7 @@ def _taps(
     """For each tap of a window over the padded x, the elements [n, c, oh, ow] that it meets."""
     for tap in np.ndindex(*kernel):
         spans = [
-            slice(t * d, t * d + (n - 1) * s + 1, s)
-            for t, d, n, s in zip(tap, dilation, size, stride, strict=True)
+            slice(t * d, t * d + (n - 1) * s + 1, s) for t, d, n, s in zip(tap, dilation, size, stride, strict=True)
         ]
         yield (tap[0], tap[1]), x[:, :, spans[0], spans[1]]
 
@@ -132,9 +131,7 @@ def reduce(op: Reduce, operands: Sequence[Array], results: Sequence[Value]) -> t
 def lowest(dtype: np.dtype[Any], kind: str = "max") -> Any:
     """What a maximum starts from, or a minimum: the result where there is nothing to compare."""
     if dtype.kind in "fb":
-        return (
-            -np.inf if kind == "max" and dtype.kind == "f" else np.inf if dtype.kind == "f" else kind == "min"
-        )
+        return -np.inf if kind == "max" and dtype.kind == "f" else np.inf if dtype.kind == "f" else kind == "min"
     return np.iinfo(dtype).min if kind == "max" else np.iinfo(dtype).max
 
 

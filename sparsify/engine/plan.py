@@ -63,10 +63,7 @@ def is_renaming(operation: Operation, values: Mapping[str, Value]) -> bool:
     before, after = (values[name] for name in (operation.inputs[0], operation.output))
     images = as_images(before.shape)
     return (
-        before.dtype == "float32"
-        and images is not None
-        and images == as_images(after.shape)
-        and images[2:] == (1, 1)
+        before.dtype == "float32" and images is not None and images == as_images(after.shape) and images[2:] == (1, 1)
     )
 
 

@@ -119,9 +119,7 @@ def _drain(
     builder.position_at_end(over)
 
 
-def _await(
-    body: Body, done: ir.Value, tiles: ir.Value, spins: ir.Value, generation: ir.Value, leave: ir.Block
-) -> None:
+def _await(body: Body, done: ir.Value, tiles: ir.Value, spins: ir.Value, generation: ir.Value, leave: ir.Block) -> None:
     """Wait until every tile of the stage is done."""
     builder = body.builder
     before = builder.block
@@ -159,9 +157,7 @@ def _start(module: Module) -> None:
     tag = builder.shl(generation, body.const(32))
     row = builder.mul(builder.add(threads, body.const(1)), body.const(LINE))
     with body.loop(0, stages) as stage:
-        tiles = body.load(
-            records, builder.add(builder.mul(stage.index, body.const(RECORD)), body.const(3)), I64
-        )
+        tiles = body.load(records, builder.add(builder.mul(stage.index, body.const(RECORD)), body.const(3)), I64)
         done = body.at(counters, builder.mul(stage.index, row), I64)
         _publish(body, tag, done, 0)
         with body.loop(0, threads) as thread:
@@ -173,9 +169,7 @@ def _start(module: Module) -> None:
     _publish(body, builder.ptrtoint(job, I64), pool, POOL_JOB)
     builder.atomic_rmw("add", body.at(pool, POOL_TICKET, I64), body.const(1), "seq_cst")
     with body.loop(0, workers, carried=[body.const(0)]) as worker:
-        flag = body.at(
-            pool, builder.add(builder.mul(worker.index, body.const(LINE)), body.const(POOL_PARKED)), I64
-        )
+        flag = body.at(pool, builder.add(builder.mul(worker.index, body.const(LINE)), body.const(POOL_PARKED)), I64)
         was = builder.atomic_rmw("xchg", flag, body.const(0), "seq_cst")
         worker.following = [builder.or_(worker.state[0], builder.shl(was, worker.index))]
     parked = worker.state[0]
@@ -194,9 +188,7 @@ def _serve(module: Module) -> None:
     pool, thread, seen_before, patience = body.arguments
     park = body.at(pool, builder.add(builder.mul(builder.sub(thread, body.const(1)), body.const(LINE)),
                                      body.const(POOL_PARKED)), I64)  # fmt: skip
-    look, serve, wait, doze, leave = (
-        builder.append_basic_block(n) for n in ("look", "serve", "wait", "doze", "leave")
-    )
+    look, serve, wait, doze, leave = (builder.append_basic_block(n) for n in ("look", "serve", "wait", "doze", "leave"))
     rest, back = builder.append_basic_block("rest"), builder.append_basic_block("back")
     entry = builder.block
     builder.branch(look)

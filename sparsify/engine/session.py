@@ -44,9 +44,7 @@ class InferenceSession:
 
     def __init__(self, source: str | Path | bytes, threads: int | None = None) -> None:
         if threads is not None and threads < 1:
-            raise EngineError(
-                f"A session needs at least one thread, not {threads}. Leave it out to use all cores."
-            )
+            raise EngineError(f"A session needs at least one thread, not {threads}. Leave it out to use all cores.")
         self._graph: Graph = load(source)
         self._threads = threads or _cores()
         self._executables: OrderedDict[tuple[Shape, ...], Executable | Batches] = OrderedDict()
@@ -73,9 +71,7 @@ class InferenceSession:
                 raise EngineError(f"The model has no output '{name}'. Its outputs are {', '.join(names)}.")
         arrays = _checked(self._graph.inputs, feeds)
         executable = self._executable(tuple(arrays[port.name].shape for port in self._graph.inputs))
-        found = dict(
-            zip(names, executable.run([arrays[port.name] for port in self._graph.inputs]), strict=True)
-        )
+        found = dict(zip(names, executable.run([arrays[port.name] for port in self._graph.inputs]), strict=True))
         dtypes = {port.name: port.dtype for port in self._graph.outputs}
         return [_as_declared(found[name], dtypes[name]) for name in wanted]
 
@@ -145,9 +141,7 @@ def _checked(ports: Sequence[Port], feeds: Mapping[str, Array]) -> dict[str, Arr
     """The inputs as the engine computes with them. Raises EngineError where they do not fit."""
     names = [port.name for port in ports]
     if unknown := [name for name in feeds if name not in names]:
-        raise EngineError(
-            f"The model has no input '{unknown[0]}'. Its inputs are {', '.join(names) or 'none'}."
-        )
+        raise EngineError(f"The model has no input '{unknown[0]}'. Its inputs are {', '.join(names) or 'none'}.")
     sizes: dict[str, int] = {}
     arrays = {}
     for port in ports:

@@ -73,9 +73,7 @@ def view(window: Window, input: Shape, output: Planes, width: int, fill: float =
         phases = (1, 1)
     lead = before * pitch + edge.left
     tail = after * pitch + edge.right + (width if split else 0)
-    return Planes(
-        n, c, h, w, output.lanes, pitch, plane, up(lead, LINE) if split else lead, tail, phases, fill, kept
-    )
+    return Planes(n, c, h, w, output.lanes, pitch, plane, up(lead, LINE) if split else lead, tail, phases, fill, kept)
 
 
 def _phases(window: Window, axis: int) -> int:

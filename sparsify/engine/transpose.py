@@ -20,8 +20,7 @@ def emit(module: Module, name: str, strip: int) -> None:
     numbers = body.numbers(body.pointer(constants, 0), 8)
     images, channels = numbers[6:]
     source, target = (
-        (body.at(body.pointer(buffers, i), numbers[3 * i], F32), numbers[3 * i + 1], numbers[3 * i + 2])
-        for i in (0, 1)
+        (body.at(body.pointer(buffers, i), numbers[3 * i], F32), numbers[3 * i + 1], numbers[3 * i + 2]) for i in (0, 1)
     )
     first = b.mul(tile, body.const(strip))
     last = body.smaller(b.add(first, body.const(strip)), channels)
@@ -30,13 +29,11 @@ def emit(module: Module, name: str, strip: int) -> None:
     whole_channels = b.add(first, b.and_(b.sub(last, first), body.const(-width)))
     with body.loop(0, whole_images, width) as image, body.loop(first, whole_channels, width) as channel:
         here, there = (
-            body.at(p, b.add(b.mul(image.index, i), b.mul(channel.index, c)), F32)
-            for p, i, c in (source, target)
+            body.at(p, b.add(b.mul(image.index, i), b.mul(channel.index, c)), F32) for p, i, c in (source, target)
         )
         step = [b.select(by_channel, i, c) for _, i, c in (source, (None, target[2], target[1]))]
         rows = [
-            b.load(body.at(here, b.mul(step[0], body.const(k)), F32), typ=module.vector, align=4)
-            for k in range(width)
+            b.load(body.at(here, b.mul(step[0], body.const(k)), F32), typ=module.vector, align=4) for k in range(width)
         ]
         for k, column in enumerate(square(body, rows)):
             b.store(column, body.at(there, b.mul(step[1], body.const(k)), F32), align=4)

@@ -50,9 +50,7 @@ def convolution(
     """A convolution by itself; None where it has no output."""
     top, left, bottom, right = padding
     before, after = (top, left), (bottom, right)
-    out = [
-        (size[i] + before[i] + after[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in (0, 1)
-    ]
+    out = [(size[i] + before[i] + after[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in (0, 1)]
     if min(out) < 1:
         return None
     op = Convolution(
@@ -69,9 +67,7 @@ def linear(
 ) -> Program:  # fmt: skip
     """A Linear by itself."""
     bias = rng.standard_normal(o).astype(np.float32)
-    op = Linear(
-        "x", "y", sparse(rng, (o, k), density), bias, Epilogue("r" if residual else None, low, high), "layer"
-    )
+    op = Linear("x", "y", sparse(rng, (o, k), density), bias, Epilogue("r" if residual else None, low, high), "layer")
     shapes = {"x": (*leading, k), "y": (*leading, o)} | ({"r": (*leading, o)} if residual else {})
     return program([op], shapes, ["y"])
 

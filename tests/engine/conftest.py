@@ -20,9 +20,7 @@ def make_model():
 
     def make(text: str, weights=None, opset: int = 20) -> bytes:
         graph = onnx.parser.parse_graph(text)
-        graph.initializer.extend(
-            numpy_helper.from_array(array, name) for name, array in (weights or {}).items()
-        )
+        graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in (weights or {}).items())
         imports = [onnx.helper.make_opsetid("", opset)]
         ir_version = onnx.helper.find_min_ir_version_for(imports)
         return onnx.helper.make_model(graph, opset_imports=imports, ir_version=ir_version).SerializeToString()

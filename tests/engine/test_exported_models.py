@@ -24,9 +24,7 @@ class Residual(nn.Module):
         self.a, self.b = cbr(8, 8, 1), cbr(8, 8, 3, 2)
         self.c = nn.Sequential(nn.Conv2d(8, 16, 1), nn.BatchNorm2d(16))
         self.down = nn.Sequential(nn.Conv2d(8, 16, 1, 2), nn.BatchNorm2d(16))
-        self.depthwise = nn.Sequential(
-            cbr(16, 16, 3, g=16, activation=nn.ReLU6), cbr(16, 12, 1, activation=nn.SiLU)
-        )
+        self.depthwise = nn.Sequential(cbr(16, 16, 3, g=16, activation=nn.ReLU6), cbr(16, 12, 1, activation=nn.SiLU))
         self.head = nn.Sequential(nn.Dropout(0.5), nn.Linear(12, 10))
 
     def forward(self, x):
@@ -57,9 +55,7 @@ class PreActivation(nn.Module):
 class Mlp(nn.Module):
     def __init__(self):
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Flatten(), nn.Linear(3 * 16 * 16, 33), nn.ReLU(), nn.Linear(33, 20), nn.Tanh()
-        )
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 33), nn.ReLU(), nn.Linear(33, 20), nn.Tanh())
         self.norm, self.out = nn.BatchNorm1d(20), nn.Linear(20, 7)
 
     def forward(self, x):

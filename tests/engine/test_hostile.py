@@ -22,9 +22,7 @@ def model(nodes, initializers=(), sparse_initializers=(), opset=20, functions=()
         nodes, "g", list(inputs), [Y], list(initializers), sparse_initializer=list(sparse_initializers)
     )
     imports = [helper.make_opsetid("", opset), helper.make_opsetid("own", 1)]
-    return helper.make_model(
-        graph, opset_imports=imports, functions=list(functions), ir_version=9
-    ).SerializeToString()
+    return helper.make_model(graph, opset_imports=imports, functions=list(functions), ir_version=9).SerializeToString()
 
 
 def node(operator, inputs, outputs=("y",), **attributes):
@@ -55,9 +53,7 @@ def recursive():
     imports = [helper.make_opsetid("own", 1)]
     bodies = {"F": "G", "G": "F"}
     functions = [
-        helper.make_function(
-            "own", name, ["a"], ["b"], [helper.make_node(calls, ["a"], ["b"], domain="own")], imports
-        )
+        helper.make_function("own", name, ["a"], ["b"], [helper.make_node(calls, ["a"], ["b"], domain="own")], imports)
         for name, calls in bodies.items()
     ]
     return model([helper.make_node("F", ["x"], ["y"], domain="own")], functions=functions)

@@ -17,9 +17,7 @@ RNG = np.random.default_rng(0)
 STRAIGHT, DENSE = Tuning(dense_above=2), Tuning(dense_above=1e-9)
 
 
-def pool(
-    kind, n=2, c=5, size=(9, 11), kernel=(3, 3), stride=(2, 2), padding=(1, 1, 1, 1), out=(5, 6), **more
-):
+def pool(kind, n=2, c=5, size=(9, 11), kernel=(3, 3), stride=(2, 2), padding=(1, 1, 1, 1), out=(5, 6), **more):
     op = Pool(kind, "x", "y", kernel, stride, padding, **more)
     return program([op], {"x": (n, c, *size), "y": (n, c, *out)}, ["y"])
 
@@ -135,9 +133,7 @@ def test_any_convolution(shape, level, kernel, threads, panel):
     linear_images=st.sampled_from([2, 100]),
 )
 def test_any_linear(leading, k, o, density, residual, level, linear_images):
-    case = linear(
-        np.random.default_rng(0), leading=leading, k=k, o=o, density=density, residual=residual, low=0.0
-    )
+    case = linear(np.random.default_rng(0), leading=leading, k=k, o=o, density=density, residual=residual, low=0.0)
     check(case, level, tuning=Tuning(linear_images=linear_images))
 
 

@@ -28,9 +28,7 @@ def layouts(draw, shape, splittable):
     lead = draw(st.integers(0, 20))
     tail = draw(st.integers(0, 5)) + (LINE if lanes == 1 else 0)
     fill = draw(st.sampled_from([0.0, -np.inf]))
-    return Planes(
-        n, c, h, w, lanes, pitch, plane, up(lead, LINE) if lanes == 1 else lead, tail, phases, fill, kept
-    )
+    return Planes(n, c, h, w, lanes, pitch, plane, up(lead, LINE) if lanes == 1 else lead, tail, phases, fill, kept)
 
 
 @st.composite

@@ -38,9 +38,7 @@ def is_in_scope(case) -> bool:
     types = [value.type for value in (*graph.input, *graph.output)]
     if any(t.WhichOneof("value") != "tensor_type" for t in types):
         return False
-    return all(
-        str(onnx.helper.tensor_dtype_to_np_dtype(t.tensor_type.elem_type)) in PORT_DTYPES for t in types
-    )
+    return all(str(onnx.helper.tensor_dtype_to_np_dtype(t.tensor_type.elem_type)) in PORT_DTYPES for t in types)
 
 
 def with_constants(case):
@@ -101,9 +99,7 @@ def test_as_given(case):
     check(case)
 
 
-@pytest.mark.parametrize(
-    "case", [c for c in CASES if len(c.model.graph.input) > 1], ids=lambda case: case.name
-)
+@pytest.mark.parametrize("case", [c for c in CASES if len(c.model.graph.input) > 1], ids=lambda case: case.name)
 def test_with_constant_operands(case):
     check(with_constants(case))
 

@@ -65,8 +65,7 @@ CASES = {
         "Convolution",
     ),
     "fold_scale_and_shift_before": (
-        "g (float[2,4,6,6] x) => (float[] y) { a = BatchNormalization(x, four, four, four, four)"
-        " y = Conv(a, w) }",
+        "g (float[2,4,6,6] x) => (float[] y) { a = BatchNormalization(x, four, four, four, four) y = Conv(a, w) }",
         "Convolution",
     ),
     "fuse_residual": (
@@ -78,8 +77,7 @@ CASES = {
         "Convolution",
     ),
     "scale_as_depthwise": (
-        "g (float[2,4,6,6] x) => (float[] y) { a = BatchNormalization(x, four, four, four, four)"
-        " y = Relu(a) }",
+        "g (float[2,4,6,6] x) => (float[] y) { a = BatchNormalization(x, four, four, four, four) y = Relu(a) }",
         "Convolution",
     ),
     "inputs_at_once": (
@@ -114,9 +112,7 @@ def kinds(program) -> Counter:
 
 
 def imported(make_model, text):
-    used = {
-        name: array for name, array in WEIGHTS.items() if name in text.replace("(", " ").replace(",", " ")
-    }
+    used = {name: array for name, array in WEIGHTS.items() if name in text.replace("(", " ").replace(",", " ")}
     graph = load(make_model(text, used, opset=17))
     shapes = {port.name: tuple(port.shape) for port in graph.inputs}
     feeds = {name: RNG.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
@@ -190,6 +186,4 @@ def test_two_convolutions_that_meet_fuse_into_the_later_one(make_model):
     first, second = after.operations
     assert first.epilogue.residual is None
     assert (second.epilogue.residual, second.epilogue.low) == (first.output, 0.0)
-    np.testing.assert_allclose(
-        interpret(after, feeds)["y"], interpret(before, feeds)["y"], rtol=1e-6, atol=1e-6
-    )
+    np.testing.assert_allclose(interpret(after, feeds)["y"], interpret(before, feeds)["y"], rtol=1e-6, atol=1e-6)

@@ -90,9 +90,7 @@ class Net:
 
     def linear(self):
         k, o = self.shape[-1], self.draw(CHANNELS)
-        self.add(
-            "MatMul", [self.name, self.weight(k, o, density=self.draw(DENSITIES))], (*self.shape[:-1], o)
-        )
+        self.add("MatMul", [self.name, self.weight(k, o, density=self.draw(DENSITIES))], (*self.shape[:-1], o))
         if self.draw(st.booleans()):
             self.add("Add", [self.name, self.weight(o)], self.shape)
 

@@ -28,9 +28,7 @@ def layers(draw):
     if kind == "gru":
         del states["cell"]
     initial = tuple(name if draw(st.booleans()) else None for name in states)
-    results = {"sequence": (steps, images, hidden)} | {
-        f"last {name}": shape for name, shape in states.items()
-    }
+    results = {"sequence": (steps, images, hidden)} | {f"last {name}": shape for name, shape in states.items()}
     wanted = draw(st.lists(st.sampled_from(list(results)), min_size=1, unique=True))
     operation = Recurrent(
         kind=kind,

@@ -30,9 +30,7 @@ def conv(source, to, c, o, k=3, residual=None, stride=1, groups=1):
     weight = sparse(RNG, (o, c // groups, k, k), 0.3)
     bias = RNG.standard_normal(o).astype(np.float32)
     pad = (k // 2,) * 4
-    return Convolution(
-        source, to, weight, bias, (stride, stride), pad, (1, 1), groups, Epilogue(residual, 0.0)
-    )
+    return Convolution(source, to, weight, bias, (stride, stride), pad, (1, 1), groups, Epilogue(residual, 0.0))
 
 
 def network(n):

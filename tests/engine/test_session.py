@@ -139,13 +139,8 @@ def test_a_shape_is_compiled_once_however_many_ask(model, rng):
 
 
 def test_several_sessions_at_once(make_model, sparse, rng):
-    models = [
-        make_model("g (float[n,6] x) => (float[n,5] y) { y = MatMul(x, w) }", {"w": sparse(6, 5)})
-        for _ in "abc"
-    ]
-    sessions = [
-        InferenceSession(model, threads=threads) for model, threads in zip(models, (1, 2, 4), strict=True)
-    ]
+    models = [make_model("g (float[n,6] x) => (float[n,5] y) { y = MatMul(x, w) }", {"w": sparse(6, 5)}) for _ in "abc"]
+    sessions = [InferenceSession(model, threads=threads) for model, threads in zip(models, (1, 2, 4), strict=True)]
     x = rng.standard_normal((2, 6)).astype(np.float32)
     first = [session.run(None, {"x": x})[0] for session in sessions]
     assert not np.array_equal(first[0], first[1])
@@ -173,9 +168,7 @@ def test_explain_names_what_is_left_to_onnxruntime(make_model, rng, check):
 
 
 def test_results_whose_shape_depends_on_numbers(make_model, rng, check):
-    text = (
-        "g (float[n,6] x) => (int64[k,m] y, float[n,6] z) { z = Relu(x)  a = NonZero(z)  y = Transpose(a) }"
-    )
+    text = "g (float[n,6] x) => (int64[k,m] y, float[n,6] z) { z = Relu(x)  a = NonZero(z)  y = Transpose(a) }"
     session = check(make_model(text), {"x": rng.standard_normal((3, 6)).astype(np.float32)})
     assert set(session.explain().foreign) == {"NonZero", "Transpose"}
 

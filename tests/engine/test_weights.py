@@ -45,9 +45,7 @@ def coordinates(weight, flat: bool):
     rows, columns = np.nonzero(weight)
     index = rows * weight.shape[1] + columns if flat else np.stack([rows, columns], axis=1)
     values = numpy_helper.from_array(weight[rows, columns], "w")
-    return helper.make_sparse_tensor(
-        values, numpy_helper.from_array(index.astype(np.int64), "i"), weight.shape
-    )
+    return helper.make_sparse_tensor(values, numpy_helper.from_array(index.astype(np.int64), "i"), weight.shape)
 
 
 def constant(name, array):
@@ -83,9 +81,7 @@ def test_int8_with_scales(weight, rng, axis):
     scale = np.float32(0.05) if axis is None else rng.random(SHAPE[1]).astype(np.float32)
     zero = np.int8(3) if axis is None else rng.integers(-3, 3, SHAPE[1]).astype(np.int8)
     arrays = {"packed": packed, "scale": np.asarray(scale), "zero": np.asarray(zero)}
-    node = helper.make_node(
-        "DequantizeLinear", list(arrays), ["w"], **({} if axis is None else {"axis": axis})
-    )
+    node = helper.make_node("DequantizeLinear", list(arrays), ["w"], **({} if axis is None else {"axis": axis}))
     model = model_of([node], [numpy_helper.from_array(a, n) for n, a in arrays.items()])
     expected = (packed.astype(np.float32) - zero) * scale
     np.testing.assert_allclose(unpacked(model), expected, rtol=1e-6, atol=1e-7)
@@ -154,9 +150,7 @@ def test_weight_written_transposed(weight):
 
 
 def test_no_negative_zero_is_left(weight):
-    found = unpacked(
-        model_of([], [numpy_helper.from_array(np.where(weight == 0, np.float32(-0.0), weight), "w")])
-    )
+    found = unpacked(model_of([], [numpy_helper.from_array(np.where(weight == 0, np.float32(-0.0), weight), "w")]))
     assert not np.signbit(found[found == 0]).any()
 
 

@@ -120,9 +120,7 @@ class Builder:
         inputs = tuple(self.operand(o) if isinstance(o, str) else o for o in operands)
         return self.emit(Elementwise(function, inputs, output or self.fresh(function)))
 
-    def rearrange(
-        self, kind: Any, source: str, shape: Shape | None = None, output: str = "", **given: Any
-    ) -> str:
+    def rearrange(self, kind: Any, source: str, shape: Shape | None = None, output: str = "", **given: Any) -> str:
         """Emit a Rearrange of one operand; "reshape" and "expand" take the shape."""
         output = output or self.fresh(kind)
         operation = Rearrange(kind, (source,), output, given)

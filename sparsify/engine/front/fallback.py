@@ -197,7 +197,5 @@ def _inferred(model: ModelProto) -> list[Value]:
         kind = output.type.tensor_type
         sizes = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in kind.shape.dim)
         known = kind.elem_type and kind.HasField("shape")
-        values.append(
-            Value(output.name, sizes, dtype_of(kind.elem_type)) if known else Value(output.name, (-1,))
-        )
+        values.append(Value(output.name, sizes, dtype_of(kind.elem_type)) if known else Value(output.name, (-1,)))
     return values

@@ -42,9 +42,7 @@ def fold_constants(graph: Graph) -> Graph:
                 importer.add(node)
                 continue
         rest.append(node)
-    wanted = {name for node in rest for name in outer_needs(node.proto)} | {
-        port.name for port in graph.outputs
-    }
+    wanted = {name for node in rest for name in outer_needs(node.proto)} | {port.name for port in graph.outputs}
     resolved = {name: builder.resolve(name) for name in wanted}
     constants = {name: builder.constants[r] for name, r in resolved.items() if r in builder.constants}
     return replace(graph, nodes=tuple(rest), constants=constants)

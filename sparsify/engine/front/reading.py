@@ -47,9 +47,7 @@ def _content(source: str | Path | bytes) -> tuple[bytes, Path | None]:
         return bytes(source), None
     path = Path(source)
     if not path.is_file():
-        raise EngineError(
-            f"There is no model file '{path}'. Check the path; a model given as bytes must be bytes."
-        )
+        raise EngineError(f"There is no model file '{path}'. Check the path; a model given as bytes must be bytes.")
     if path.stat().st_size > LIMITS.file_bytes:
         raise EngineError(
             f"The model file '{path}' has {path.stat().st_size / 2**30:.1f} GiB, more than an ONNX file can "
@@ -137,9 +135,7 @@ class Reader:
         domain = "" if proto.domain in DEFAULT_DOMAINS else proto.domain
         name = proto.name or f"{proto.op_type}:{next(iter(proto.output), '')}"
         opset = self.opsets.get(domain, OLDEST_OPSET)
-        return Node(
-            proto.op_type, domain, tuple(proto.input), tuple(proto.output), attributes, name, opset, proto
-        )
+        return Node(proto.op_type, domain, tuple(proto.input), tuple(proto.output), attributes, name, opset, proto)
 
     def attribute(self, proto: AttributeProto, known: set[str], depth: int) -> Any:
         """An attribute's value as a number, string, tuple, array or Graph; None for other kinds."""
@@ -231,7 +227,5 @@ def _sorted(needs: list[set[str]], writers: dict[str, int], nodes: Sequence[Node
                 ready.append(reader)
     if len(order) < len(nodes):
         stuck = next(i for i in range(len(nodes)) if waiting[i])
-        raise _damaged(
-            f"its graph has a cycle, through the node {nodes[stuck].op_type} '{nodes[stuck].name}'"
-        )
+        raise _damaged(f"its graph has a cycle, through the node {nodes[stuck].op_type} '{nodes[stuck].name}'")
     return order

@@ -48,17 +48,13 @@ def window_size(size: int, kernel: int, stride: int, dilation: int, padding: int
     """Number of places at which a window fits along one axis. `padding` is the sum of both ends."""
     room = size + padding - dilation * (kernel - 1) - 1
     if room < 0:
-        raise ValueError(
-            f"a window of {dilation * (kernel - 1) + 1} does not fit into {size + padding} elements"
-        )
+        raise ValueError(f"a window of {dilation * (kernel - 1) + 1} does not fit into {size + padding} elements")
     return room // stride + 1
 
 
 def _windows(x: Shape, kernel: Sequence[int], op: Convolution | Pool) -> Shape:
     if min(*op.stride, *op.dilation, *kernel) < 1 or min(op.padding) < 0:
-        raise ValueError(
-            f"kernel {tuple(kernel)}, stride {op.stride} and dilation {op.dilation} must be positive"
-        )
+        raise ValueError(f"kernel {tuple(kernel)}, stride {op.stride} and dilation {op.dilation} must be positive")
     top, left, bottom, right = op.padding
     sums = (top + bottom, left + right)
     places = zip(x[2:], kernel, op.stride, op.dilation, sums, strict=True)

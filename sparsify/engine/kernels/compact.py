@@ -113,18 +113,14 @@ def _pack(found: Entries, shape: _Shape) -> _Packed:
     return _Packed(lowest + np.arange(blocks) * shape.span, first, rows, offset, value)
 
 
-def _stage(
-    operation: Convolution | Linear, context: Context, layer: Layer, shape: _Shape, seconds: float
-) -> Stage:
+def _stage(operation: Convolution | Linear, context: Context, layer: Layer, shape: _Shape, seconds: float) -> Stage:
     packed = _pack(entries(operation, layer.input), shape)
     rows, epilogue = len(operation.weight), operation.epilogue
     tiles, blocks = -(-rows // shape.rows), len(packed.base)
     residual = () if epilogue.residual is None else (epilogue.residual,)
     has = len(residual)
     parameters = [rows, shape.rows, shape.groups, blocks, layer.output.channel, 1 + has, has]
-    table = np.repeat(
-        layer.where.table[-1:], shape.vectors * shape.groups, axis=0
-    )  # filled up with idle vectors
+    table = np.repeat(layer.where.table[-1:], shape.vectors * shape.groups, axis=0)  # filled up with idle vectors
     table[:, 2] = 0
     table[: len(layer.where.table)] = layer.where.table
     limits = np.array([epilogue.low, epilogue.high], np.float32)

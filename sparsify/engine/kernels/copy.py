@@ -95,9 +95,7 @@ def emit(module: Module) -> None:
     transpose.emit(module, MATRIX, _STRIP)
 
 
-def _share(
-    body: Body, tile: ir.Value, groups: ir.Value, rows: ir.Value
-) -> tuple[ir.Value, ir.Value, ir.Value]:
+def _share(body: Body, tile: ir.Value, groups: ir.Value, rows: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
     """The channel of a tile, and its first and last row."""
     builder = body.builder
     group = builder.urem(tile, groups)
@@ -124,10 +122,7 @@ def _emit_images(module: Module) -> None:
             bases.append(body.at(pointer, place, F32))
         blocks = b.udiv(b.add(images, b.sub(lanes, body.const(1))), lanes)
         with body.loop(0, blocks) as block:
-            here = [
-                body.at(base, b.mul(block.index, side[1]), F32)
-                for base, side in zip(bases, sides, strict=True)
-            ]
+            here = [body.at(base, b.mul(block.index, side[1]), F32) for base, side in zip(bases, sides, strict=True)]
             rest = b.sub(images, b.mul(block.index, lanes))
             count = b.select(b.icmp_signed("<", rest, lanes), rest, lanes)
             with body.loop(0, count) as lane:

@@ -71,9 +71,7 @@ def emit(module: Module) -> None:
             there = b.mul(row.index, channel)
             result = body.at(body.pointer(buffers, output), there, F32)
             residual = body.at(body.pointer(buffers, has), there, F32)
-            places = [
-                [_place(body, table, turn.index, i, column) for column in range(3)] for i in range(together)
-            ]
+            places = [[_place(body, table, turn.index, i, column) for column in range(3)] for i in range(together)]
             pointers = [body.bytes(input, place[0]) for place in places]
             initial = [body.splat(body.load(bias, row.index, F32))] * together
             edges = [body.load(first, i, I64) for i in (row.index, b.add(row.index, body.const(1)))]

@@ -156,9 +156,7 @@ def _emit_sparse(module: Module) -> None:
     body = Body(module, "sparsify_matvec")
     b, width, kind = body.builder, module.width, module.vector
     buffers, constants, tile = body.arguments
-    parameters, bounds, first, order, values, columns, bias, limits = (
-        body.pointer(constants, i) for i in range(8)
-    )
+    parameters, bounds, first, order, values, columns, bias, limits = (body.pointer(constants, i) for i in range(8))
     images, rows, length, output, has = body.numbers(parameters, 5)
     lanes = b.alloca(kind)
     begin = body.load(bounds, tile, I64)
@@ -216,9 +214,7 @@ def _emit_dense(module: Module) -> None:
                 body.fma(b.load(body.at(line, turn.index, F32), typ=kind, align=4), vector, total)
                 for line, total in zip(lines, turn.state, strict=True)
             ]
-        sums = [
-            b.fadd(body.reduce(v), body.load(bias, r, F32)) for v, r in zip(turn.state, chosen, strict=True)
-        ]
+        sums = [b.fadd(body.reduce(v), body.load(bias, r, F32)) for v, r in zip(turn.state, chosen, strict=True)]
         with body.loop(whole, length, 1, sums) as turn:
             number = body.load(x, turn.index, F32)
             turn.following = [

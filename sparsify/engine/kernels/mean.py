@@ -54,9 +54,7 @@ def emit(module: Module) -> None:
         scale = body.load(body.pointer(constants, 1), 0, F32)
         first = b.mul(tile, body.const(_TOGETHER))
         rest = b.sub(channels, first)
-        last = b.add(
-            first, b.select(b.icmp_signed("<", rest, body.const(_TOGETHER)), rest, body.const(_TOGETHER))
-        )
+        last = b.add(first, b.select(b.icmp_signed("<", rest, body.const(_TOGETHER)), rest, body.const(_TOGETHER)))
         with body.loop(first, last) as channel, body.loop(0, blocks) as block:
             start = b.add(b.mul(channel.index, in_channel), b.add(in_lead, b.mul(block.index, in_plane)))
             place = b.add(b.mul(channel.index, out_channel), b.add(out_lead, b.mul(block.index, out_plane)))

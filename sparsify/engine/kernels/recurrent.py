@@ -122,9 +122,7 @@ def _emit(module: Module, kind: str, form: str, products: Products) -> None:
     buffers, constants, tile = body.arguments
     frame = Frame(body, kind, buffers, body.pointer(constants, 0))
     image, part = b.udiv(tile, frame.parts), b.urem(tile, frame.parts)
-    start, stop = (
-        b.udiv(b.mul(frame.blocks, number), frame.parts) for number in (part, b.add(part, body.const(1)))
-    )
+    start, stop = (b.udiv(b.mul(frame.blocks, number), frame.parts) for number in (part, b.add(part, body.const(1))))
     # scratch memory: all sequences, where nobody wants them; then the cell state of each image
     cell = b.add(b.mul(frame.steps, frame.across), b.mul(image, frame.whole))
     is_first = b.icmp_signed("==", frame.step, body.const(0))

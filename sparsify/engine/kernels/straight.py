@@ -59,9 +59,7 @@ def _compile(operation: Convolution | Linear, layer: Layer, encode: Encoder, thr
     pieces, streams, records, length, floats = [], [], [], 0, 0
     for start, stop, a, b in zip(bounds[:-1], bounds[1:], edges[:-1], edges[1:], strict=True):
         chosen = order[a:b]
-        rows = blocks.Rows(
-            int(stop - start), found.row[chosen] - start, found.shift[chosen], found.value[chosen]
-        )
+        rows = blocks.Rows(int(stop - start), found.row[chosen] - start, found.shift[chosen], found.value[chosen])
         text = blocks.straight(rows, encode, layer.output.channel, operation.epilogue)
         text += b"\xcc" * (-len(text) % 64)
         part = blocks.stream(rows, operation.bias[start:stop], operation.epilogue)
@@ -102,9 +100,7 @@ def emit(module: Module) -> None:
             (code, next_code, next_code_length),
             (stream, next_stream, next_stream_length),
         ):
-            edges = [
-                b.and_(b.udiv(b.mul(length, e), here), body.const(-64)) for e in (done, b.add(done, more))
-            ]
+            edges = [b.and_(b.udiv(b.mul(length, e), here), body.const(-64)) for e in (done, b.add(done, more))]
             _fetch(body, body.bytes(base, start), *edges)
         arguments = [
             body.pointer(buffers, 0),

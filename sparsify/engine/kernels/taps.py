@@ -49,18 +49,14 @@ def _numbers(
         return np.concatenate([flat, operation.bias[:, None]], axis=1).astype(np.float32), scale
     count = operation.kernel[0] * operation.kernel[1]
     start = -np.inf if operation.kind == "max" else 0.0
-    weights = np.concatenate(
-        [np.ones((output.channels, count)), np.full((output.channels, 1), start)], axis=1
-    )
+    weights = np.concatenate([np.ones((output.channels, count)), np.full((output.channels, 1), start)], axis=1)
     if operation.kind == "average":
         shape = context.values[operation.input].shape
         scale = _divisors(operation, shape[2:], output, where, context.target.width)
     return weights.astype(np.float32), scale
 
 
-def _divisors(
-    operation: Pool, size: tuple[int, ...], output: Planes, where: Positions, width: int
-) -> np.ndarray:
+def _divisors(operation: Pool, size: tuple[int, ...], output: Planes, where: Positions, width: int) -> np.ndarray:
     """One over the number of elements in each window: float32 [vectors, width]."""
     axes = []
     for axis, outputs in ((0, output.height), (1, output.width)):
@@ -102,9 +98,7 @@ def _stage(
     constants = (parameters, where.table, shifts, weights, scale, limits)
     return Stage(
         kernel="taps",
-        function="sparsify_taps_max"
-        if isinstance(operation, Pool) and operation.kind == "max"
-        else "sparsify_taps",
+        function="sparsify_taps_max" if isinstance(operation, Pool) and operation.kind == "max" else "sparsify_taps",
         reads=reads,
         writes=(operation.output,),
         tiles=-(-channels // together),
@@ -127,9 +121,7 @@ def _emit(module: Module, name: str, largest: bool) -> None:
     b = body.builder
     buffers, constants, tile = body.arguments
     parameters, table, shifts, weights, scale, limits = (body.pointer(constants, i) for i in range(6))
-    channels, together, vectors, count, in_channel, out_channel, output, residual, has = body.numbers(
-        parameters, 9
-    )
+    channels, together, vectors, count, in_channel, out_channel, output, residual, has = body.numbers(parameters, 9)
     first = b.mul(tile, together)
     rest = b.sub(channels, first)
     last = b.add(first, b.select(b.icmp_signed("<", rest, together), rest, together))

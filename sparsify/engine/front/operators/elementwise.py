@@ -125,9 +125,7 @@ def hard_sigmoid(b: Builder, node: Node) -> None:
 
 @importer("HardSwish")
 def hard_swish(b: Builder, node: Node) -> None:
-    gate = b.elementwise(
-        "hard_sigmoid", node.input(0), np.array(1 / 6, np.float32), np.array(0.5, np.float32)
-    )
+    gate = b.elementwise("hard_sigmoid", node.input(0), np.array(1 / 6, np.float32), np.array(0.5, np.float32))
     b.elementwise("mul", node.input(0), gate, output=node.output(0))
 
 

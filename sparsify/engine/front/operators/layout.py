@@ -70,9 +70,7 @@ def concat(b: Builder, node: Node) -> None:
     b.emit(Rearrange("concat", node.inputs, node.output(0), {"axis": axis}))
 
 
-def cut(
-    b: Builder, source: str, axes: Sequence[int], spans: Sequence[tuple[int, int, int]], output: str = ""
-) -> str:
+def cut(b: Builder, source: str, axes: Sequence[int], spans: Sequence[tuple[int, int, int]], output: str = "") -> str:
     """Slice some axes, each by (start, stop, step) as ONNX has them; all others are kept whole."""
     shape = b.shape(source)
     whole = [(0, size, 1) for size in shape]
@@ -132,9 +130,7 @@ def pad(b: Builder, node: Node) -> None:
         raise Unsupported("padding that takes away")
     if mode == "constant":
         fill = b.need_constant(node.input(2)).item() if node.input(2) else node.get("value", 0)
-        b.rearrange(
-            "pad", source, output=node.output(0), before=tuple(before), after=tuple(after), value=fill
-        )
+        b.rearrange("pad", source, output=node.output(0), before=tuple(before), after=tuple(after), value=fill)
     else:
         _pad_by_copies(b, source, list(zip(before, after, strict=True)), mode, node.output(0))
 

@@ -124,9 +124,7 @@ def pool(b: Builder, node: Node) -> None:
     as_before(b, b.emit(operation), len(b.shape(node.input(0))), node.output(0))
 
 
-def _ceiled(
-    size: Shape, kernel: Pair, stride: Pair, dilation: Pair, padding: tuple[int, ...]
-) -> tuple[int, ...]:
+def _ceiled(size: Shape, kernel: Pair, stride: Pair, dilation: Pair, padding: tuple[int, ...]) -> tuple[int, ...]:
     """Padding with its end widened so that the last, incomplete window counts, unless all in padding."""
     after = []
     for n, k, s, d, head, tail in zip(size, kernel, stride, dilation, padding[:2], padding[2:], strict=True):

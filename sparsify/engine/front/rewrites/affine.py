@@ -67,9 +67,7 @@ def fold_scale_and_shift_after(rewrite: Rewrite) -> None:
         scale, shift = found
         if not np.isfinite(scale).all():
             continue
-        weight = (
-            op.weight if (scale == 1).all() else op.weight * scale.reshape(-1, *(1,) * (op.weight.ndim - 1))
-        )
+        weight = op.weight if (scale == 1).all() else op.weight * scale.reshape(-1, *(1,) * (op.weight.ndim - 1))
         rewrite.put(j, replace(op, output=after.output, weight=weight, bias=op.bias * scale + shift), i)
 
 
@@ -90,9 +88,7 @@ def fold_scale_and_shift_before(rewrite: Rewrite) -> None:
             rewrite.put(j, replace(folded, input=source), i)
 
 
-def _folded_before(
-    rewrite: Rewrite, op: Convolution | Linear, before: Elementwise
-) -> Convolution | Linear | None:
+def _folded_before(rewrite: Rewrite, op: Convolution | Linear, before: Elementwise) -> Convolution | Linear | None:
     channels = rewrite.shape(op.input)[-_axis_from_end(op)]
     found = scale_and_shift(before, channels, _axis_from_end(op))
     if found is None or not np.isfinite(found[0]).all():

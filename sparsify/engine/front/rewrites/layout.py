@@ -110,10 +110,7 @@ def _swap(rewrite: Rewrite, j: int, op: Elementwise, reshapes: list[Rearrange]) 
     inner, outer = rewrite.shape(reshapes[0].inputs[0]), rewrite.shape(op.output)
     if any(rewrite.shape(r.inputs[0]) != inner or rewrite.shape(r.output) != outer for r in reshapes):
         return
-    if (
-        any(not rewrite.is_private(r.output) for r in reshapes)
-        or reshapes[0].inputs[0] in rewrite.program.constants
-    ):
+    if any(not rewrite.is_private(r.output) for r in reshapes) or reshapes[0].inputs[0] in rewrite.program.constants:
         return
     sources = iter(reshapes)
     inputs: list[str | Array] = []
@@ -144,7 +141,5 @@ def constant_for(constant: Array, inner: Shape, outer: Shape) -> Array | None:
             from_end = len(inner) - place - 1
             if constant.ndim > len(outer):
                 return None
-            return (
-                constant if constant.ndim <= from_end else np.expand_dims(constant, constant.ndim - from_end)
-            )
+            return constant if constant.ndim <= from_end else np.expand_dims(constant, constant.ndim - from_end)
     return None

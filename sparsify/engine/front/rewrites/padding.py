@@ -15,12 +15,7 @@ def fold_padding(rewrite: Rewrite) -> None:
             continue
         j = rewrite.sole_reader(i)
         op = rewrite.operations[j] if j is not None else None
-        if (
-            j is None
-            or not isinstance(op, Convolution)
-            or op.input != pad.output
-            or not rewrite.is_free(i, j)
-        ):
+        if j is None or not isinstance(op, Convolution) or op.input != pad.output or not rewrite.is_free(i, j):
             continue
         before, after = pad.arguments["before"], pad.arguments["after"]
         if any(before[:2]) or any(after[:2]):

@@ -76,25 +76,16 @@ def _product_of(rewrite: Rewrite, plus: Step, x: str) -> list[int] | None:
     if half is not None and _near(half.constant, 0.5):
         last = rewrite.sole_reader(first)
         after = rewrite.operations[last] if last is not None else None
-        is_product = (
-            isinstance(after, Elementwise) and after.function == "mul" and set(after.inputs) == {x, op.output}
-        )
+        is_product = isinstance(after, Elementwise) and after.function == "mul" and set(after.inputs) == {x, op.output}
         return [first, last] if last is not None and is_product else None
     other = next((entry for entry in op.inputs if isinstance(entry, str) and entry != plus.output), None)
     if other is None:
         return None
     if other == x:
         after_step = _step(rewrite, rewrite.sole_reader(first), ("mul", "div"))
-        return (
-            [first, after_step.number] if after_step is not None and _near(after_step.constant, 0.5) else None
-        )
+        return [first, after_step.number] if after_step is not None and _near(after_step.constant, 0.5) else None
     before = _step(rewrite, rewrite.maker(other), ("mul", "div"))
-    if (
-        before is not None
-        and before.source == x
-        and _near(before.constant, 0.5)
-        and rewrite.is_private(other)
-    ):
+    if before is not None and before.source == x and _near(before.constant, 0.5) and rewrite.is_private(other):
         return [before.number, first]
     return None
 
@@ -102,11 +93,7 @@ def _product_of(rewrite: Rewrite, plus: Step, x: str) -> list[int] | None:
 def find_layer_norm(rewrite: Rewrite) -> None:
     """d / sqrt(mean(d^2) + epsilon) with d = x - mean(x), then scale and bias where they follow."""
     for i, op in enumerate(rewrite.operations):
-        if (
-            isinstance(op, Elementwise)
-            and op.function == "div"
-            and all(isinstance(e, str) for e in op.inputs)
-        ):
+        if isinstance(op, Elementwise) and op.function == "div" and all(isinstance(e, str) for e in op.inputs):
             match = _normalised(rewrite, op)
             if match is not None and rewrite.is_free(i, match.centre):
                 _put_layer_norm(rewrite, i, match)
@@ -182,9 +169,7 @@ def _put_layer_norm(rewrite: Rewrite, i: int, match: _Normalised) -> None:
         rewrite.put(last, new, *gone)
 
 
-def _constant_after(
-    rewrite: Rewrite, i: int, function: str, shape: tuple[int, ...]
-) -> tuple[int, Array] | None:
+def _constant_after(rewrite: Rewrite, i: int, function: str, shape: tuple[int, ...]) -> tuple[int, Array] | None:
     """(number, constant) of the only reader of operation i, where it applies a constant of that shape."""
     j = rewrite.sole_reader(i)
     op = rewrite.operations[j] if j is not None else None
