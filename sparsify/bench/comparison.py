@@ -15,7 +15,7 @@ from sparsify.registry import find, names
 from sparsify.training import run_folder
 from sparsify.training.loop import train
 from sparsify.training.metrics import read_metrics
-from sparsify.training.plan import plan
+from sparsify.training.plan import Plan, plan
 
 Equal = Literal["steps", "flops"]
 Watch = Callable[[str, int, int, int], None]  # method, seed, steps done, steps in all
@@ -70,11 +70,12 @@ def compare(
     if not seeds or len(set(seeds)) < len(seeds) or len(set(chosen)) < len(chosen):
         raise RecipeError("Each method and each seed is trained once: name at least one of both, and none twice.")
     folder = Path(out) if out is not None else Path("runs") / f"compare-{recipe.name}-{at_equal}"
-    rows = []
-    for method in chosen:
-        variants = [_variant(recipe, method, seed, at_equal) for seed in seeds]
-        lines = [_line(variant, folder, data, device, watch) for variant in variants]
-        rows.append(_row(method, variants[0], lines))
+    variants = {method: [_variant(recipe, method, seed, at_equal) for seed in seeds] for method in chosen}
+    costs = {method: plan(each[0], data_info(recipe.data.name)) for method, each in variants.items()}
+    rows = []  # nothing is trained before every method is known to be able to
+    for method, each in variants.items():
+        lines = [_line(variant, folder, data, device, watch) for variant in each]
+        rows.append(_row(method, costs[method], lines))
     rows.sort(key=lambda row: -row.mean)
     return Comparison(recipe.name, at_equal, recipe.topology.sparsity, list(seeds), str(folder), rows)
 
@@ -114,7 +115,7 @@ def _line(
     return train(recipe, run, data=data, device=device, resume=run_folder.is_run(run), watch=tell).line
 
 
-def _row(method: str, recipe: Recipe, lines: Sequence[dict[str, Any]]) -> ComparisonRow:
+def _row(method: str, cost: Plan, lines: Sequence[dict[str, Any]]) -> ComparisonRow:
     accuracies = [line["test_accuracy"] for line in lines]
     return ComparisonRow(
         method=method,
@@ -124,5 +125,5 @@ def _row(method: str, recipe: Recipe, lines: Sequence[dict[str, Any]]) -> Compar
         sparsity=statistics.fmean(line["sparsity"] for line in lines),
         steps=lines[0]["step"],
         training_flops=statistics.fmean(line["training_flops"] for line in lines),
-        inference_flops=plan(recipe, data_info(recipe.data.name)).inference_flops,
+        inference_flops=cost.inference_flops,
     )

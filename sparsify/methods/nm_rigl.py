@@ -1,4 +1,4 @@
-"""N:M RigL: RigL with N connections in every group of M inputs."""
+"""N:M RigL: RigL with at most N connections in every group of M inputs."""
 
 from dataclasses import dataclass
 from typing import Annotated, final
@@ -15,11 +15,11 @@ from sparsify.topology.patterns import draw_groups, exchange_in_groups
 @final
 @dataclass(frozen=True)
 class NMRigL(Method):
-    """Drops the layer's smallest magnitudes; each group regrows what it lost, where the gradient is largest.
+    """RigL whose growth leaves at most N connections in each group of M consecutive inputs.
 
-    m: inputs of a group (consecutive, at one neuron and kernel position); N is the layer's density of it,
-    rounded, and at least 1. The pattern is the N:M of Zhou et al. 2021 (section 3), the update that of Evci
-    et al. 2020 (algorithm 1) with growth confined to the group; Lasby et al. 2024 relate the two.
+    m: inputs of a group, at one neuron and kernel position. N is the layer's density of m, rounded up, so that
+    each layer keeps the count that it is allocated. The pattern is that of Zhou et al. 2021 (section 3), the
+    update that of Evci et al. 2020 (algorithm 1); Lasby et al. 2024 (section 1) relate the two.
     """
 
     m: Annotated[int, Field(ge=2)] = 16
@@ -27,10 +27,6 @@ class NMRigL(Method):
     updates_masks = True
     needs_dense_gradients = True
     replaces_step = True
-
-    def count_tolerance(self, shape: tuple[int, ...]) -> int:
-        groups = torch.Size(shape).numel() // shape[1] * -(-shape[1] // self.m) if shape[1] else 0
-        return groups  # one for each group: N is rounded, and a group is never empty
 
     def draw(self, shape: tuple[int, ...], count: int, generator: torch.Generator) -> Tensor:
         return draw_groups(shape, count, self.m, generator)

@@ -1,4 +1,4 @@
-"""Structured sparsity as rows with a quota each: constant fan-in, and N of every M inputs.
+"""Structured sparsity as rows with a quota each: constant fan-in, and at most N of every M inputs.
 
 A weight [out, in, kernel...] is seen as rows of candidates, [rows, length], out of which each row keeps its
 quota. Constant fan-in has one row a neuron; N:M one row for each group of M consecutive inputs.
@@ -66,17 +66,6 @@ def from_input_groups(rows: Tensor, shape: torch.Size) -> Tensor:
     return padded[..., :inputs].movedim(-1, 1).contiguous()
 
 
-def group_quota(shape: torch.Size, count: int, size: int) -> Tensor:
-    """Connections of each group, [rows] int: N of M = `size`, as near to `count` in all as N allows.
-
-    A short last group holds N in proportion. No group is empty unless count is 0.
-    """
-    total = math.prod(shape)
-    n = max(1, round(size * count / total)) if count else 0
-    lengths = input_groups(torch.ones(shape, dtype=torch.int64), size, 0).sum(1)
-    return torch.clamp((n * lengths + size // 2) // size, min=min(n, 1)).minimum(lengths)
-
-
 def draw_fan_in(shape: tuple[int, ...], count: int, generator: torch.Generator) -> Tensor:
     """A random mask of at most `count` connections, the same number for every active neuron."""
     score = torch.rand(shape, generator=generator).flatten(1)  # [out, fan-in]
@@ -102,20 +91,35 @@ def exchange_fan_in(layer: Connections, fraction: float, salient: float) -> Tens
     return largest_in_rows(score, fan_in_quota(active, layer.final), first=kept).reshape(layer.mask.shape)
 
 
+def largest_in_groups(score: Tensor, kept: Tensor, count: int, limit: int, size: int) -> Tensor:
+    """`kept` and the `count` largest scores beside it such that no group of `size` inputs holds over `limit`.
+
+    score, kept: the weight's shape. A group that holds more already gets no more. There must be room for all.
+    """
+    rows, held = input_groups(score, size, -math.inf), input_groups(kept, size, False)
+    room = (limit - held.sum(1)).clamp(min=0)
+    candidates = largest_in_rows(rows.masked_fill(held, -math.inf), room)
+    open_ = from_input_groups(candidates, score.shape) & ~kept
+    return kept | largest(score.masked_fill(~open_, -math.inf), count)
+
+
+def group_limit(count: int, total: int, size: int) -> int:
+    """N: the fewest connections a group of `size` inputs must be allowed for `count` of `total` weights to exist."""
+    return -(-size * count // total) if total else 0
+
+
 def draw_groups(shape: tuple[int, ...], count: int, size: int, generator: torch.Generator) -> Tensor:
-    """A random mask with N of every `size` inputs, as near to `count` connections as N allows."""
-    score = input_groups(torch.rand(shape, generator=generator), size, -1.0)
-    return from_input_groups(largest_in_rows(score, group_quota(torch.Size(shape), count, size)), torch.Size(shape))
+    """A random mask of `count` connections, at most N in each group of `size` inputs."""
+    score = torch.rand(shape, generator=generator)
+    limit = group_limit(count, score.numel(), size)
+    return largest_in_groups(score, torch.zeros(shape, dtype=torch.bool), count, limit, size)
 
 
 def exchange_in_groups(layer: Connections, fraction: float, size: int) -> Tensor:
-    """The next mask with N of every `size` inputs: dropped over the whole layer, grown within the group.
-
-    Each group grows as many connections as it lost, where the gradient is largest among those not kept.
-    """
+    """Drop and grow as RigL does, where growth leaves at most N connections in each group of `size` inputs."""
     assert layer.gradient is not None
+    dropped = int(fraction * layer.count)
     weight = widen(layer.weight.abs()).masked_fill(~layer.mask, -math.inf)
-    kept = input_groups(largest(weight, layer.count - int(fraction * layer.count)), size, False)
-    quota = input_groups(layer.mask, size, False).sum(1)
-    score = input_groups(widen(layer.gradient.abs()), size, -1.0)
-    return from_input_groups(largest_in_rows(score, quota, first=kept), layer.mask.shape)
+    kept = largest(weight, layer.count - dropped)
+    limit = group_limit(max(layer.final, layer.count), layer.mask.numel(), size)
+    return largest_in_groups(widen(layer.gradient.abs()), kept, dropped, limit, size)

@@ -46,6 +46,13 @@ def test_equal_flops_of_every_method(tmp_path):
     assert steps["dense"] < steps["rigl"] < steps["static"]
 
 
+def test_nothing_is_trained_before_every_method_can_be(tmp_path):
+    """At equal FLOPs pruning gets fewer steps than it needs for its first update: said before static is trained."""
+    with pytest.raises(RecipeError, match="The method gradual_pruning reaches its sparsity by updates"):
+        compare(load_recipe(None, SHORT), ["static", "gradual_pruning"], [0], "flops", tmp_path / "all", device="cpu")
+    assert not (tmp_path / "all").exists()
+
+
 def test_interrupted_comparison_goes_on(tmp_path):
     recipe, methods = load_recipe(None, SHORT), ["set", "static"]
     whole = compare(recipe, methods, [0], out=tmp_path / "all", device="cpu")

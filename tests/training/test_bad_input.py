@@ -118,7 +118,7 @@ sha256sum full/first/* > before
 sha256sum --check --quiet before || echo changed
 find full -name '*.part'
 """
-    done = small_disk(tmp_path, "1000k", script)
+    done = small_disk(tmp_path, "1300k", script)
     assert "code 2" in done.stdout, done.stdout + done.stderr
     assert "The disk is full" in done.stderr and "Free some space" in done.stderr
     assert "changed" not in done.stdout and ".part" not in done.stdout

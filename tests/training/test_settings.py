@@ -114,7 +114,8 @@ def test_real_mnist_trains_with_every_method(real_data, tmp_path):
 
     folder = real_data("mnist")
     for method in registry.names("methods"):
-        recipe = load_recipe("lenet-300-100-mnist", ["training.steps=300", f"topology.method={method}"])
+        changes = ["training.steps=300", "topology.sparsity=0.9", f"topology.method={method}"]
+        recipe = load_recipe("lenet-300-100-mnist", changes)
         assert train(recipe, tmp_path / method, data=folder).line["test_accuracy"] > 0.7
 
 
