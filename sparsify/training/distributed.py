@@ -144,7 +144,7 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].split(". ")[0]
         raise DistributedError(
             f"Another process of this run ended or cannot be reached ({reason}). Its own message says why, unless "
             f"it was killed; killed for lack of memory is the usual case. Start torchrun again with --resume and "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import replace
 from typing import Any
 
@@ -83,13 +82,6 @@ def assert_zeros(state: TrainState) -> None:
     parameters = dict(state.model.named_parameters())
     for name, mask in state.masks.items():
         assert not parameters[name][~mask].any(), f"{name} is not zero outside of its mask"
-
-
-def test_a_method_is_one_final_class_of_at_most_three_functions(method):
-    kind = type(method)
-    functions = [name for name, member in vars(kind).items() if inspect.isfunction(member) and name[:2] != "__"]
-    assert len(functions) + sum(isinstance(member, property) for member in vars(kind).values()) <= 3
-    assert kind.__bases__ == (Method,) and kind.__final__
 
 
 def test_counts_and_zeros_at_every_step_and_slots_at_every_update(method):
