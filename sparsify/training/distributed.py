@@ -94,7 +94,7 @@ class World:
         """Wait for all ranks. Raises DistributedError where another rank is gone."""
         if self.size > 1:
             with _explained():
-                dist.all_reduce(torch.zeros(1, device=self.device))
+                dist.barrier(device_ids=None if self.device.index is None else [self.device.index])
 
     def _ordered_sum(self, flat: Tensor) -> Tensor:
         """The sum over ranks in the order of the ranks, [n]: each rank sums up its slice of everybody's."""
@@ -133,7 +133,9 @@ def join_world(device: torch.device) -> Iterator[World]:
     try:
         world = World(dist.get_rank(), size, device)
         yield world
-        world.barrier()  # nobody leaves while others still wait for an answer
+        # Nobody leaves while others wait for an answer. It has to be a barrier: gloo's thread may let go of a
+        # collective's tensors as late as when Python is shutting down, and then that ends the process.
+        world.barrier()
     finally:
         dist.destroy_process_group()
 
