@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -41,6 +42,17 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         if partial is not None:
             partial.unlink(missing_ok=True)
+
+
+def require_space(path: Path, size: int) -> None:
+    """Raise DiskError, before anything is written, where `size` bytes do not fit on the disk of `path`."""
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise DiskError(
+            f"{path} would take up to {size:,} bytes, but the disk that holds {folder} has {free:,} left. Nothing "
+            f"was written. Free some space or name a path on another disk."
+        )
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -1,7 +1,9 @@
 """Model files. One file each; files whose names begin with an underscore are what they share.
 
-A format has `SUFFIX`, `write(model, path) -> Written` and `read(path) -> SparseModel`. Readers need numpy,
-safetensors and onnx, never torch: who deploys a sparse model installs no trainer.
+A format has `SUFFIX`, `write(model, path) -> Written` and `read(path) -> SparseModel`; keyword arguments of `write` are
+options of the command line. One that can read other programs' files also has `converts(source) -> bool` and
+`convert(source, path) -> Written`. Readers need numpy and onnx, never torch: who deploys a sparse model installs no
+trainer.
 """
 
 from __future__ import annotations
@@ -49,7 +51,9 @@ class Written:
     path: Path
     size: int  # bytes
     digest: str  # of the masks, recounted from the file
-    relative_error: float | None = None  # of its outputs against torch's, where a runtime ran it
+    relative_error: float | None = None  # of its outputs against the source's, where a runtime ran it
+    dense_size: int | None = None  # bytes of the same tensors, dense and as the source has them
+    folded: int | None = None  # encoded weights that onnxruntime turned into constants at load: all of them
 
 
 def load_format(name: str) -> Any:
