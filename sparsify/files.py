@@ -44,13 +44,16 @@ def replacing(path: Path) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
+def has_space(path: Path, size: int) -> bool:
+    """Whether `size` bytes fit on the disk of `path`."""
+    return shutil.disk_usage(_standing(path)).free >= size
+
+
 def require_space(path: Path, size: int) -> None:
     """Raise DiskError, before anything is written, where `size` bytes do not fit on the disk of `path`."""
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    free = shutil.disk_usage(folder).free
-    if free < size:
+    if not has_space(path, size):
         raise DiskError(
-            f"{path} would take up to {size:,} bytes, but the disk that holds {folder} has {free:,} left. Nothing "
+            f"{path} would take {size:,} bytes, more than are free on the disk that holds {_standing(path)}. Nothing "
             f"was written. Free some space or name a path on another disk."
         )
 
@@ -70,6 +73,11 @@ def write_with(path: Path, writer: Callable[[BinaryIO], object]) -> None:
     """Let `writer` fill an open file that takes `path`'s place when it is complete."""
     with replacing(path) as partial, partial.open("wb") as file:
         writer(file)
+
+
+def _standing(path: Path) -> Path:
+    """The nearest folder above `path` that exists already."""
+    return next(parent for parent in path.absolute().parents if parent.exists())
 
 
 def _sync(path: Path) -> None:

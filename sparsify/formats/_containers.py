@@ -48,7 +48,7 @@ def open_tensors(path: Path) -> TensorFile:
     if not path.exists():
         raise FormatError(f"There is no file {path}. Check the path.")
     file = opener(path)
-    if KEY in file.metadata:
+    if KEY in file.metadata or file.mask_digest is not None:
         return file
     return TensorFile(_with_masks(_without_wrappers(file.tensors)), file.metadata)
 

@@ -28,6 +28,7 @@ class TensorFile:
 
     tensors: dict[str, StoredTensor]
     metadata: dict[str, str]
+    mask_digest: str | None = None  # of its weights, where a packed file states it
 
 
 def read_file(path: Path) -> TensorFile:

@@ -102,7 +102,9 @@ def unpacked(file: TensorFile, path: Path) -> TensorFile:
             raise broken(path, f"the pair of {name!r} is not one row of values and one of bytes")
         chunks = partial(_decoded_chunks, values, positions, math.prod(shape), encoding, name, path)
         tensors[name] = StoredTensor(values.dtype, shape, chunks)
-    return TensorFile(tensors, {key: value for key, value in file.metadata.items() if key != KEY})
+    digest = _load_index(file.metadata[KEY], path).get("mask_digest")
+    metadata = {key: value for key, value in file.metadata.items() if key != KEY}
+    return TensorFile(tensors, metadata, digest if isinstance(digest, str) else None)
 
 
 def read_index(file: TensorFile, path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -121,12 +123,6 @@ def read_index(file: TensorFile, path: Path) -> dict[str, tuple[str, tuple[int, 
             raise broken(path, f"the entry of {name!r} lacks a known encoding or a list of sizes")
         found[name] = (encoding, tuple(fields["shape"]))
     return found
-
-
-def recorded_digest(file: TensorFile, path: Path) -> str | None:
-    """The mask digest that the writer of a file with pairs left in it."""
-    digest = _load_index(file.metadata[KEY], path).get("mask_digest") if KEY in file.metadata else None
-    return digest if isinstance(digest, str) else None
 
 
 def broken(path: Path, found: str) -> FormatError:

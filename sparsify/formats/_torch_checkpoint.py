@@ -51,9 +51,9 @@ def _state_dict(content: Any, path: Path) -> Mapping[str, Any]:
         return top
     if len(inner) == 1:
         return next(iter(inner.values()))
-    found = f"several tables of tensors ({', '.join(map(str, inner))})" if inner else "no table of tensors"
+    several = f"several tables of tensors ({', '.join(map(str, inner))})" if inner else "no table of tensors"
     raise FormatError(
-        f"{path} holds {found}, so it is not clear what the model is. Save model.state_dict() alone with "
+        f"{path} holds {several}, so it is not clear what the model is. Save model.state_dict() alone with "
         f"torch.save and convert that file."
     )
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from sparsify.files import replacing, require_space
+from sparsify.files import has_space, require_space
 from sparsify.formats import _packed
 from sparsify.formats._bits import StoredTensor
 from sparsify.formats._header import TensorFile
@@ -25,52 +24,62 @@ LONGEST = "bitmask"  # among the encodings' names; headers are reserved with it
 SHIFT = 1 << 24  # bytes moved at a time
 
 
-def write_dense(file: TensorFile, path: Path, watch: Watch) -> None:
-    """Write every tensor dense, widest element type first, then by name. Raises DiskError."""
-    order = sorted(file.tensors.items(), key=lambda item: (-item[1].width, item[0]))
-    layout = _Layout(file.metadata)
-    for name, tensor in order:
-        layout.add(name, tensor.dtype, tensor.shape, tensor.nbytes)
-    header = layout.header()
-    require_space(path, len(header) + layout.end)
-    with replacing(path) as partial, partial.open("wb") as out:
-        out.write(header)
-        _copy(order, out, _counted(watch, layout.end))
+def write_dense(file: TensorFile, out: BinaryIO, watch: Watch) -> None:
+    """Write every tensor dense, widest element type first, then by name."""
+    layout, order = _dense_layout(file)
+    out.write(layout.header())
+    _copy(order, out, _counted(watch, layout.end))
 
 
-def write_packed(file: TensorFile, path: Path, watch: Watch, live: Mapping[str, np.ndarray] | None = None) -> str:
-    """Write tensors as pairs where that is smaller; return the mask digest. Raises DiskError.
+def write_packed(file: TensorFile, out: BinaryIO, watch: Watch, live: Mapping[str, np.ndarray]) -> str:
+    """Write tensors as pairs where that is smaller, by name; return the mask digest of the weights.
 
-    live: by the tensor's name, flat positions of connections whose weight is 0.
+    out: empty, open for reading and writing. live: by the tensor's name, ascending flat positions of connections
+    whose weight is 0.
     """
     total = sum(tensor.nbytes for tensor in file.tensors.values())
-    _require_space(file, path, total)
-    with replacing(path) as partial, partial.open("w+b") as out:
-        layout, index, hasher = _Layout(file.metadata), {}, MaskHasher()
-        reserved = _reserve(file, total)
-        out.write(b" " * reserved)
-        progress = _counted(watch, total)
-        later = []  # dense tensors that would misalign those behind them
-        for (name, tensor), (pair, mask) in _pack_all(file, live or {}):
-            if tensor.is_weight:
-                hasher.add(name, tensor.shape, mask)
-            if pair is not None:
-                index[name] = (pair.encoding, tensor.shape)
-                _write_pair(out, layout, name, tensor, pair)
-                progress(tensor.nbytes)
-            elif tensor.nbytes % 8:
-                later.append((name, tensor))
-            else:
-                layout.add(name, tensor.dtype, tensor.shape, tensor.nbytes)
-                _copy([(name, tensor)], out, progress)
-        later.sort(key=lambda item: (-item[1].width, item[0]))
-        for name, tensor in later:
+    layout, index, hasher = _Layout(file.metadata), {}, MaskHasher()
+    reserved = _reserve(file, total)
+    out.write(b" " * reserved)
+    progress = _counted(watch, total)
+    later = []  # dense tensors that would misalign those behind them
+    for (name, tensor), (pair, mask) in _pack_all(file, live):
+        if tensor.is_weight:
+            hasher.add(name, tensor.shape, mask)
+        if pair is not None:
+            index[name] = (pair.encoding, tensor.shape)
+            _write_pair(out, layout, name, tensor, pair)
+            progress(tensor.nbytes)
+        elif tensor.nbytes % 8:
+            later.append((name, tensor))
+        else:
             layout.add(name, tensor.dtype, tensor.shape, tensor.nbytes)
-        _copy(later, out, progress)
-        if index:
-            layout.metadata[_packed.KEY] = _packed.index_text(index, hasher.hexdigest())
-        _finish(out, layout, reserved, total)
+            _copy([(name, tensor)], out, progress)
+    later.sort(key=lambda item: (-item[1].width, item[0]))
+    for name, tensor in later:
+        layout.add(name, tensor.dtype, tensor.shape, tensor.nbytes)
+    _copy(later, out, progress)
+    if index:
+        layout.metadata[_packed.KEY] = _packed.index_text(index, hasher.hexdigest())
+    _finish(out, layout, reserved, total)
     return hasher.hexdigest()
+
+
+def check_space(file: TensorFile, path: Path, packed: bool) -> None:
+    """Raise DiskError where the file would not fit.
+
+    The size of a packed one is not known before: where even the dense form fits, that is enough; where it does
+    not, non-zeros are counted in a pass of their own.
+    """
+    layout, _ = _dense_layout(file)
+    dense = len(layout.header()) + layout.end
+    if not packed or has_space(path, dense):
+        return require_space(path, dense)
+    needed = _reserve(file, layout.end)
+    for tensor in file.tensors.values():
+        stored = sum(int(np.count_nonzero(chunk)) for chunk in tensor.chunks())
+        needed += min(tensor.nbytes, stored * tensor.width + tensor.size // 8 + 1)
+    return require_space(path, needed)
 
 
 def weights_digest(file: TensorFile) -> str:
@@ -102,6 +111,14 @@ class _Layout:
         text += b" " * (-len(text) % 8)
         text = text.ljust(reserved - 8)
         return len(text).to_bytes(8, "little") + text
+
+
+def _dense_layout(file: TensorFile) -> tuple[_Layout, list[Named]]:
+    order = sorted(file.tensors.items(), key=lambda item: (-item[1].width, item[0]))
+    layout = _Layout(file.metadata)
+    for name, tensor in order:
+        layout.add(name, tensor.dtype, tensor.shape, tensor.nbytes)
+    return layout, order
 
 
 def _pack_all(
@@ -168,18 +185,6 @@ def _finish(out: BinaryIO, layout: _Layout, reserved: int, dense: int) -> None:
         out.truncate(len(header) + layout.end)
     out.seek(0)
     out.write(header)
-
-
-def _require_space(file: TensorFile, path: Path, total: int) -> None:
-    """Where even the dense form fits nothing has to be counted; otherwise non-zeros are, in a pass of their own."""
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if shutil.disk_usage(folder).free >= total + _reserve(file, total):
-        return
-    needed = _reserve(file, total)
-    for tensor in file.tensors.values():
-        stored = sum(int(np.count_nonzero(chunk)) for chunk in tensor.chunks())
-        needed += min(tensor.nbytes, stored * tensor.width + tensor.size // 8 + 1)
-    require_space(path, needed)
 
 
 def _counted(watch: Watch, total: int) -> Callable[[int], None]:

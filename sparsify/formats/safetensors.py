@@ -5,21 +5,23 @@ The files are written here and not by the library, which orders its metadata at 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from sparsify.errors import FormatError
+from sparsify.files import replacing
 from sparsify.formats import SparseModel, Written, check_against_metadata
 from sparsify.formats._bits import cast
-from sparsify.formats._containers import container_opener, open_tensors
+from sparsify.formats._containers import WHOLE, container_opener, open_tensors
 from sparsify.formats._header import TensorFile, read_file
 from sparsify.formats._metadata import KEY, Metadata, parse_metadata
-from sparsify.formats._packed import broken, recorded_digest, unpacked
+from sparsify.formats._packed import broken, unpacked
 from sparsify.formats._prune import check_sparsity
 from sparsify.formats._prune import prune as prune_weight
 from sparsify.formats._values import stored_model, value_type
-from sparsify.formats._writer import Watch, weights_digest, write_dense, write_packed
+from sparsify.formats._writer import Watch, check_space, weights_digest, write_dense, write_packed
 from sparsify.topology.costs import Layer
 
 SUFFIX = ".safetensors"
@@ -34,22 +36,22 @@ def write(
     Raises DiskError, and FormatError for values too large for their type; `path` is then as it was.
     """
     file, live = _to_file(model, values)
-    _write(file, path, packed, watch, live)
-    found = read(path)
-    return Written(path, path.stat().st_size, found.digest(), dense_size=_dense_size(file))
+    digest = ""
+
+    def prove(partial: Path) -> None:
+        nonlocal digest
+        digest = _load(unpacked(read_file(partial), partial), partial).digest()
+
+    _write(file, path, packed, watch, live, prove)
+    return Written(path, path.stat().st_size, digest, dense_size=_dense_size(file))
 
 
 def read(path: Path) -> SparseModel:
-    """Read a file of ours or of anybody's, dense or packed. Raises FormatError where it is damaged."""
-    file = read_file(path)
-    digest = recorded_digest(file, path)
-    file = unpacked(file, path)
-    if KEY not in file.metadata:
-        if digest is not None and digest != weights_digest(file):
-            raise broken(path, "the non-zeros counted in it do not give the recorded mask digest")
-        layers = [Layer(name, tensor.shape, 0) for name, tensor in file.tensors.items() if tensor.is_weight]
-        return SparseModel(_arrays(file), layers, None)
-    return check_against_metadata(_to_model(file, parse_metadata(file.metadata[KEY], path)), path)
+    """Read a file of ours or of anybody's, dense or packed, a sharded folder or a torch checkpoint.
+
+    Raises FormatError where it is damaged or does not agree with what it says of itself.
+    """
+    return _load(open_tensors(path), path)
 
 
 def converts(source: Path) -> bool:
@@ -83,9 +85,6 @@ def convert(
     file = _transformed(file, values, prune)
     live = {name: np.array(zeros) for name, zeros in record.live_zeros.items()} if record else {}
     digest = _write(file, path, packed, watch, live)
-    found = weights_digest(open_tensors(path))
-    if found != digest:
-        raise FormatError(f"The masks recounted from {path} are not the source's. This is a bug: please report it.")
     return Written(path, path.stat().st_size, record.mask_digest if record else digest, dense_size=_dense_size(file))
 
 
@@ -100,13 +99,49 @@ def _transformed(file: TensorFile, values: str | None, sparsity: float | None) -
     return TensorFile(tensors, file.metadata)
 
 
-def _write(file: TensorFile, path: Path, packed: bool, watch: Watch | None, live: dict[str, np.ndarray]) -> str:
-    """Write either form; return the digest of the weights as the source has them."""
-    if packed:
-        return write_packed(file, path, watch or _unwatched, live)
-    digest = weights_digest(file)
-    write_dense(file, path, watch or _unwatched)
+def _write(
+    file: TensorFile,
+    path: Path,
+    packed: bool,
+    watch: Watch | None,
+    live: dict[str, np.ndarray],
+    prove: Callable[[Path], object] | None = None,
+) -> str:
+    """Write either form and recount it; return the digest of the weights' masks.
+
+    prove: looks at the written file before it takes the place of what stands at `path`.
+    """
+    if packed and path.name == WHOLE:
+        raise FormatError(
+            f"A packed file must not be called {WHOLE}: programs that expect dense weights under that name would load "
+            f"it without its weights and say nothing. Name it model.sparse.safetensors."
+        )
+    check_space(file, path, packed)
+    with replacing(path) as partial:
+        with partial.open("w+b") as out:
+            if packed:
+                digest = write_packed(file, out, watch or _unwatched, live)
+            else:
+                write_dense(file, out, watch or _unwatched)
+                digest = weights_digest(file)
+        if weights_digest(unpacked(read_file(partial), partial)) != digest:
+            raise FormatError(
+                f"The masks recounted from {path} are not the source's. Nothing was written. "
+                f"The disk or the source failed while it was read; if it happens again, please report it."
+            )
+        if prove is not None:
+            prove(partial)
     return digest
+
+
+def _load(file: TensorFile, path: Path) -> SparseModel:
+    if KEY in file.metadata:
+        return check_against_metadata(_to_model(file, parse_metadata(file.metadata[KEY], path)), path)
+    layers = [Layer(name, tensor.shape, 0) for name, tensor in file.tensors.items() if tensor.is_weight]
+    model = SparseModel(_arrays(file), layers, None)
+    if file.mask_digest not in (None, model.digest()):
+        raise broken(path, "the non-zeros counted in it do not give the recorded mask digest")
+    return model
 
 
 def _to_file(model: SparseModel, values: str | None) -> tuple[TensorFile, dict[str, np.ndarray]]:
