@@ -44,6 +44,28 @@ def replacing(path: Path) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def staging(path: Path) -> Iterator[Path]:
+    """A path of the same name in a temporary folder beside `path`; what is there afterwards moves up.
+
+    For files that name one another. The one at `path` moves last, so it never names one that is not there.
+    After an error nothing has moved. Raises DiskError as `replacing` does.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".part", dir=path.parent) as folder:
+            yield Path(folder) / path.name
+            written = sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name)
+            for file in written:
+                file.chmod(0o666 & ~_umask())
+                _sync(file)
+            for file in written:
+                file.replace(path.with_name(file.name))
+            _sync(path.parent)
+    except OSError as error:
+        raise DiskError(_explain(error, path)) from error
+
+
 def has_space(path: Path, size: int) -> bool:
     """Whether `size` bytes fit on the disk of `path`."""
     return shutil.disk_usage(_standing(path)).free >= size
