@@ -62,14 +62,26 @@ def load_format(name: str) -> Any:
 
 
 def read_model(path: Path) -> SparseModel:
-    """Read a model file by its suffix. Raises FormatError where it is damaged or not a model."""
+    """Read a model file by its suffix, or whatever else a format can convert from: shards, a torch checkpoint.
+
+    Raises FormatError where it is damaged or not a model.
+    """
     modules = [load_format(name) for name in registry.names("formats")]
     for module in modules:
-        if path.suffix == module.SUFFIX:
+        if path.suffix == module.SUFFIX and not path.is_dir():
             if not path.is_file():
                 raise FormatError(f"There is no file {path}. Check the path.")
             model: SparseModel = module.read(path)
             return model
+    for module in modules:
+        if hasattr(module, "converts") and module.converts(path):
+            foreign: SparseModel = module.read(path)
+            return foreign
+    if path.is_dir():
+        raise FormatError(
+            f"{path} is a folder but neither a run, which has a recipe.toml, nor a checkpoint in shards, which has "
+            f"one model.safetensors.index.json. Check the path."
+        )
     known = ", ".join(module.SUFFIX for module in modules)
     raise FormatError(f"{path} has a suffix that no format answers to. Known: {known}.")
 

@@ -50,7 +50,7 @@ def save(proto: onnx.ModelProto, path: Path, largest: int = LARGEST) -> None:
     finally:
         for tensor, raw in zip(weights, moved, strict=False):
             del tensor.external_data[:]
-            tensor.data_location = onnx.TensorProto.DEFAULT
+            tensor.ClearField("data_location")
             tensor.raw_data = raw
 
 

@@ -34,6 +34,7 @@ def write_dense(file: TensorFile, out: BinaryIO, watch: Watch) -> None:
 def write_packed(file: TensorFile, out: BinaryIO, watch: Watch, live: Mapping[str, np.ndarray]) -> str:
     """Write tensors as pairs where that is smaller, by name; return the mask digest of the weights.
 
+    Where pairs make the file no smaller it is the dense one.
     out: empty, open for reading and writing. live: by the tensor's name, ascending flat positions of connections
     whose weight is 0.
     """
@@ -61,7 +62,10 @@ def write_packed(file: TensorFile, out: BinaryIO, watch: Watch, live: Mapping[st
     _copy(later, out, progress)
     if index:
         layout.metadata[_packed.KEY] = _packed.index_text(index, hasher.hexdigest())
-    _finish(out, layout, reserved, total)
+    if not _finish(out, layout, reserved, _dense_layout(file)[0]):
+        out.seek(0)
+        write_dense(file, out, unwatched)
+        out.truncate()
     return hasher.hexdigest()
 
 
@@ -170,11 +174,16 @@ def _reserve(file: TensorFile, total: int) -> int:
     return len(layout.header())
 
 
-def _finish(out: BinaryIO, layout: _Layout, reserved: int, dense: int) -> None:
-    """Fill in the header. Where the room left over would be felt, the data moves up to it."""
-    header = layout.header()
+def _finish(out: BinaryIO, layout: _Layout, reserved: int, dense: _Layout) -> bool:
+    """Fill in the header; whether the file is smaller than the dense one.
+
+    Where the room left over would be felt, the data moves up to the header.
+    """
+    header, most = layout.header(), len(dense.header()) + dense.end
     slack = reserved - len(header)
-    if slack * 1000 < layout.end and reserved + layout.end < dense:
+    if len(header) + layout.end >= most:
+        return False
+    if slack * 1000 < layout.end and reserved + layout.end < most:
         header = layout.header(reserved)
     else:
         for start in range(reserved, reserved + layout.end, SHIFT):
@@ -185,6 +194,11 @@ def _finish(out: BinaryIO, layout: _Layout, reserved: int, dense: int) -> None:
         out.truncate(len(header) + layout.end)
     out.seek(0)
     out.write(header)
+    return True
+
+
+def unwatched(done: int, total: int) -> None:
+    """Nobody asked for progress."""
 
 
 def _counted(watch: Watch, total: int) -> Callable[[int], None]:

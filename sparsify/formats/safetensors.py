@@ -21,7 +21,7 @@ from sparsify.formats._packed import broken, unpacked
 from sparsify.formats._prune import check_sparsity
 from sparsify.formats._prune import prune as prune_weight
 from sparsify.formats._values import stored_model, value_type
-from sparsify.formats._writer import Watch, check_space, weights_digest, write_dense, write_packed
+from sparsify.formats._writer import Watch, check_space, unwatched, weights_digest, write_dense, write_packed
 from sparsify.topology.costs import Layer
 
 SUFFIX = ".safetensors"
@@ -120,9 +120,9 @@ def _write(
     with replacing(path) as partial:
         with partial.open("w+b") as out:
             if packed:
-                digest = write_packed(file, out, watch or _unwatched, live)
+                digest = write_packed(file, out, watch or unwatched, live)
             else:
-                write_dense(file, out, watch or _unwatched)
+                write_dense(file, out, watch or unwatched)
                 digest = weights_digest(file)
         if weights_digest(unpacked(read_file(partial), partial)) != digest:
             raise FormatError(
@@ -163,7 +163,3 @@ def _arrays(file: TensorFile) -> dict[str, np.ndarray]:
 
 def _dense_size(file: TensorFile) -> int:
     return sum(tensor.nbytes for tensor in file.tensors.values())
-
-
-def _unwatched(done: int, total: int) -> None:
-    """Nobody asked for progress."""
