@@ -16,6 +16,8 @@ from onnx import numpy_helper
 from sparsify.bench.machine import available_cores, describe_machine
 from sparsify.bench.protocol import Contender, compare_outputs, running, take_turns
 from sparsify.bench.statistics import Interval, interval, speed_up, verdict
+from sparsify.engine import InferenceSession
+from sparsify.engine.explain import Explanation
 from sparsify.errors import BenchError
 from sparsify.formats import SparseModel, densified
 from sparsify.formats import onnx as onnx_format
@@ -25,6 +27,7 @@ from sparsify.runtimes import load_runtime
 from sparsify.sources import open_source
 
 REFERENCE = "onnxruntime"
+EXPLAINED_RUNS = 10
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,19 @@ def benchmark(
         "reference": REFERENCE,
     }
     return Report(rows, left_out, machine, largest_error, protocol)
+
+
+def explain(
+    source: str | Path, *, batch: int = 1, threads: int | None = None, changes: Sequence[str] = ()
+) -> Explanation:
+    """What our engine runs for a source, step by step: kernel, why, density, work and time."""
+    with tempfile.TemporaryDirectory(prefix="sparsify-explain-") as folder:
+        subject = _prepare(str(source), Path(folder) / "model", changes)
+        session = InferenceSession(subject.sparse, threads=threads or available_cores())
+        inputs = np.random.default_rng(0).standard_normal((batch, *subject.input_shape)).astype(np.float32)
+        for _ in range(EXPLAINED_RUNS):  # times are those of the last run
+            session.run(None, {session.get_inputs()[0].name: inputs})
+        return session.explain()
 
 
 def _usable(asked: Sequence[str] | None) -> tuple[list[str], dict[str, str]]:

@@ -161,20 +161,51 @@ def bench(
     rounds: Annotated[int, typer.Option(help="Turns that each runtime gets.")] = 7,
     seconds: Annotated[float, typer.Option(help="Length of a turn.")] = 0.3,
     sparsity: Sparsity = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Show what our engine runs instead of timing.")] = False,
     set: Set = None,
     json: Json = False,
 ) -> None:
     """Time models in every installed runtime, each beside its dense twin; outputs are compared first."""
+    from sparsify.bench.benchmark import explain as explain_source
     from sparsify.cli.progress import benchmark_with_progress
     from sparsify.report.tables import bench_table
 
     options = {"batch": batch, "threads": threads, "rounds": rounds, "seconds": seconds}
     changes = _topology_changes(set, None, None, sparsity)
+    if explain:
+        tables = {source: explain_source(source, batch=batch, threads=threads, changes=changes) for source in sources}
+        if json:
+            _print_json({name: [dataclasses.asdict(row) for row in table.rows] for name, table in tables.items()})
+        else:
+            typer.echo("\n\n".join(f"{name}\n{table}" for name, table in tables.items()))
+        return
     report = benchmark_with_progress(sources, runtime, options, changes, quiet=json)
     if json:
         _print_json(dataclasses.asdict(report))
     else:
         Console(highlight=False).print(bench_table(report))
+
+
+@app.command()
+def run(
+    model: Annotated[Path, typer.Argument(help="An ONNX model with one input.")],
+    input: Annotated[Path, typer.Option(help="NumPy file with the input, of the shape that the model wants.")],
+    out: Annotated[Path | None, typer.Option(help="NumPy file for the first output.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads [default: all cores].")] = None,
+    json: Json = False,
+) -> None:
+    """Run a model in our sparse engine on an input of your own."""
+    from sparsify.cli.running import run_model
+
+    outputs = run_model(model, input, out, threads)
+    if json:
+        _print_json(outputs)
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    for name, output in outputs["outputs"].items():
+        console.print(f"{name} {output['shape']}: {output['first']}", markup=False)
+    if out is not None:
+        console.print(f"Wrote {out}")
 
 
 def _topology_changes(

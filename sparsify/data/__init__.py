@@ -1,17 +1,17 @@
 """Data sets. One file each; files whose names begin with an underscore are what they share.
 
-A data set is a constant `INFO` and a function `load(folder, ...) -> Dataset`; `folder` is the one that holds
+A data set is a constant `INFO` and a function `load(folder, ...) -> Data`; `folder` is the one that holds
 all data sets, and the other arguments are the keys of a recipe's [data] section.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -46,9 +46,23 @@ class DataInfo:
     std: tuple[float, ...]
 
 
+class Data(Protocol):
+    """What training needs of a data set, wherever its samples are."""
+
+    @property
+    def info(self) -> DataInfo: ...
+    @property
+    def train(self) -> Sized: ...
+    @property
+    def test(self) -> Sized: ...
+    def to(self, device: torch.device) -> Data: ...
+    def train_batch(self, step: int, size: int, seed: int) -> tuple[Tensor, Tensor]: ...
+    def test_batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]: ...
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A classification data set and how its images become a network's input."""
+    """A classification data set in memory, and how its images become a network's input."""
 
     info: DataInfo
     train: Images
@@ -59,35 +73,21 @@ class Dataset:
     def to(self, device: torch.device) -> Dataset:
         return replace(self, train=self.train.to(device), test=self.test.to(device))
 
-    def normalise(self, pixels: Tensor) -> Tensor:
-        """uint8 [n, c, h, w] to float32 with mean 0 and standard deviation 1 over the training set."""
-        shape = (1, -1, 1, 1)
-        mean = torch.tensor(self.info.mean, device=pixels.device).view(shape)
-        std = torch.tensor(self.info.std, device=pixels.device).view(shape)
-        return (pixels.float() - mean) / std
-
     def train_batch(self, step: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
         """Inputs [size, c, h, w] and labels [size] of a training step, counted from 1; augmented.
 
         Depends on nothing but its arguments: the stream is one permutation of the training set after
         another, so every epoch shows each image once, and a resumed run continues where it was.
         """
-        rows = self._rows(step, size, seed).to(self.train.labels.device)
-        inputs = self.normalise(self.train.pixels[rows])
+        rows = stream_rows(step, size, seed, len(self.train)).to(self.train.labels.device)
+        inputs = normalise(self.train.pixels[rows], self.info)
         return self._augment(inputs, seed, step), self.train.labels[rows]
 
     def test_batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The whole test set in order; the last batch may be smaller."""
         for start in range(0, len(self.test), size):
             part = slice(start, start + size)
-            yield self.normalise(self.test.pixels[part]), self.test.labels[part]
-
-    def _rows(self, step: int, size: int, seed: int) -> Tensor:
-        count = len(self.train)
-        positions = torch.arange((step - 1) * size, step * size)
-        first, last = int(positions[0]) // count, int(positions[-1]) // count
-        orders = [_order(count, seed, epoch) for epoch in range(first, last + 1)]
-        return torch.cat(orders)[positions - first * count]
+            yield normalise(self.test.pixels[part], self.info), self.test.labels[part]
 
     def _augment(self, inputs: Tensor, seed: int, step: int) -> Tensor:
         if not self.crop_padding and not self.flip:
@@ -99,6 +99,21 @@ class Dataset:
             mirror = torch.rand(len(inputs), generator=random).to(inputs.device) < 0.5
             inputs = torch.where(mirror.view(-1, 1, 1, 1), inputs.flip(3), inputs)
         return inputs
+
+
+def normalise(pixels: Tensor, info: DataInfo) -> Tensor:
+    """uint8 [n, c, h, w] to float32, each channel less its mean and divided by its standard deviation."""
+    mean = torch.tensor(info.mean, device=pixels.device).view(1, -1, 1, 1)
+    std = torch.tensor(info.std, device=pixels.device).view(1, -1, 1, 1)
+    return (pixels.float() - mean) / std
+
+
+def stream_rows(step: int, size: int, seed: int, count: int) -> Tensor:
+    """Rows [size] of a training set of `count` that a step sees: one permutation after another, without a gap."""
+    positions = torch.arange((step - 1) * size, step * size)
+    first, last = int(positions[0]) // count, int(positions[-1]) // count
+    orders = [_order(count, seed, epoch) for epoch in range(first, last + 1)]
+    return torch.cat(orders)[positions - first * count]
 
 
 @lru_cache(maxsize=2)
@@ -129,13 +144,15 @@ def data_info(name: str) -> DataInfo:
     return info
 
 
-def load_data(name: str, options: Mapping[str, Any], folder: str | Path | None = None) -> Dataset:
+def load_data(name: str, options: Mapping[str, Any], folder: str | Path | None = None) -> Data:
     """The named data set from the data folder, downloaded where it is missing.
 
     Raises DataError where it cannot be had or is damaged, RecipeError for an option.
     """
     module: Any = registry.load("data", name)
-    dataset: Dataset = registry.configure(module.load, "data", options, folder=data_folder(folder))
+    dataset: Data = registry.configure(module.load, "data", options, folder=data_folder(folder))
+    if not isinstance(dataset, Dataset):
+        return dataset
     found, promised = tuple(dataset.train.pixels.shape), dataset.info
     if found != (promised.train_samples, *promised.input_shape):
         raise DataError(

@@ -6,12 +6,14 @@ import gzip
 import math
 import struct
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from sparsify.data import Images
+from sparsify.data import DataInfo, Dataset, Images
+from sparsify.data._download import find_or_fetch
 from sparsify.errors import DataError
 
 UNSIGNED_BYTE = 8
@@ -35,6 +37,16 @@ def read_idx(path: Path) -> np.ndarray:
         found = f"its header promises {math.prod(shape):,} bytes of data and {len(content) - start:,} are there"
         raise DataError(_damaged(path, found))
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy()
+
+
+def load_idx(folder: Path, address: str, files: Mapping[str, str], info: DataInfo) -> Dataset:
+    """A data set of four IDX files, downloaded where they are missing.
+
+    files: MD5 by name, in the order training images, training labels, test images, test labels.
+    """
+    train_images, train_labels, test_images, test_labels = find_or_fetch(folder, address, files).values()
+    train = read_images(train_images, train_labels, info.classes)
+    return Dataset(info, train, read_images(test_images, test_labels, info.classes))
 
 
 def read_images(images: Path, labels: Path, classes: int) -> Images:

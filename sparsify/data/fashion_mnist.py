@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from sparsify.data import DataInfo, Dataset
-from sparsify.data._download import find_or_fetch
-from sparsify.data._idx import read_images
+from sparsify.data._idx import load_idx
 
 ADDRESS = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
 FILES = {
@@ -18,7 +17,4 @@ INFO = DataInfo((1, 28, 28), classes=10, train_samples=60_000, mean=(72.94,), st
 
 def load(folder: Path) -> Dataset:
     """60,000 training and 10,000 test images from `fashion-mnist/` in the data folder."""
-    files = find_or_fetch(folder / "fashion-mnist", ADDRESS, FILES)
-    train_images, train_labels, test_images, test_labels = files.values()
-    train = read_images(train_images, train_labels, INFO.classes)
-    return Dataset(INFO, train, read_images(test_images, test_labels, INFO.classes))
+    return load_idx(folder / "fashion-mnist", ADDRESS, FILES, INFO)

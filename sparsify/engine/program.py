@@ -7,7 +7,7 @@ code - must give the same results.
 
 The whole grammar:
 
-    Program   := inputs, values {name: Shape}, operations, outputs
+    Program   := inputs, values {name: Value}, constants {name: array}, operations, outputs
     Operation := Convolution | Linear | Pool | Elementwise | Reduce | Softmax | LayerNorm
                | MatMul | Gather | Rearrange | Recurrent | Foreign
 """
@@ -15,7 +15,7 @@ The whole grammar:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -25,7 +25,12 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Value:
-    """A named array that operations read or write. dtype is "float32", "int64", "int32" or "bool"."""
+    """A named array that operations read or write.
+
+    dtype is numpy's name. All floating point is "float32"; "int64", "int32" and "bool" are common, other
+    integers occur next to Cast and Foreign. A size of -1 is known only at run time, as may be the number of
+    axes where the shape is (-1,): outputs of a Foreign that no operation reads may have that.
+    """
 
     name: str
     shape: Shape
@@ -90,8 +95,8 @@ class Pool:
 class Elementwise:
     """One function of one to three operands, numpy broadcasting. Operands are value names or constants.
 
-    The names are ONNX's operator names in lower case: add, sub, mul, div, pow, min, max, relu, sigmoid, tanh,
-    erf, exp, log, sqrt, neg, abs, reciprocal, clip (x, low, high), gelu, where (condition, x, y), cast, ...
+    The functions are the keys of `sparsify.engine.functions.FUNCTIONS`; "cast" converts to the output's
+    dtype.
     """
 
     function: str
@@ -101,9 +106,9 @@ class Elementwise:
 
 @dataclass(frozen=True)
 class Reduce:
-    """Mean, sum, max or min over axes. Global average pooling is the mean over (2, 3)."""
+    """Mean, sum, product, max or min over axes (none: of nothing). Global average pooling is mean, (2, 3)."""
 
-    kind: Literal["mean", "sum", "max", "min"]
+    kind: Literal["mean", "sum", "prod", "max", "min"]
     input: str
     output: str
     axes: tuple[int, ...]
@@ -169,7 +174,7 @@ class Recurrent:
     kind: Literal["gru", "lstm"]
     input: str  # [t, n, k]
     outputs: tuple[str | None, ...]  # sequence [t, n, hidden], last hidden [n, hidden], last cell
-    weight: np.ndarray  # [gates * hidden, k]
+    weight: np.ndarray | None  # [gates * hidden, k]; None: the input holds weight x + bias[0] already
     recurrence: np.ndarray  # [gates * hidden, hidden]
     bias: np.ndarray  # [2, gates * hidden]: of the input and of the recurrence
     initial: tuple[str | None, ...] = (None, None)  # hidden, cell; None is zeros
@@ -187,6 +192,11 @@ class Foreign:
     model: bytes
     operators: tuple[str, ...]  # for explain(): the operator types inside
 
+    @property
+    def name(self) -> str:
+        """The operator types, as a layer's name in reports."""
+        return ", ".join(self.operators)
+
 
 Operation = (
     Convolution | Linear | Pool | Elementwise | Reduce | Softmax | LayerNorm
@@ -196,9 +206,54 @@ Operation = (
 
 @dataclass(frozen=True)
 class Program:
-    """Operations in the order in which they run; every value that one names has an entry in `values`."""
+    """Operations in the order in which they run; every value that one names has an entry in `values`.
+
+    `outputs` are distinct and each is written by an operation. A name in `constants` may be read anywhere.
+    """
 
     inputs: tuple[Value, ...]
     outputs: tuple[str, ...]
     operations: tuple[Operation, ...]
     values: Mapping[str, Value]
+    constants: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+READ_FIELDS = ("input", "inputs", "left", "right", "data", "indices", "initial")
+WRITE_FIELDS = ("output", "outputs")
+
+
+def _entries(operation: Operation, fields: tuple[str, ...]) -> list[Any]:
+    """What the named fields of an operation hold, tuples opened."""
+    found: list[Any] = []
+    for name in fields:
+        entry = getattr(operation, name, None)
+        found.extend(entry if isinstance(entry, tuple) else (entry,))
+    return found
+
+
+def reads(operation: Operation) -> tuple[str, ...]:
+    """Names of the values that an operation reads, its epilogue's residual last."""
+    names = [entry for entry in _entries(operation, READ_FIELDS) if isinstance(entry, str) and entry]
+    epilogue = getattr(operation, "epilogue", None)
+    return (*names, epilogue.residual) if epilogue is not None and epilogue.residual else tuple(names)
+
+
+def writes(operation: Operation) -> tuple[str, ...]:
+    """Names of the values that an operation writes."""
+    return tuple(entry for entry in _entries(operation, WRITE_FIELDS) if entry)
+
+
+def renamed(operation: Operation, names: Mapping[str, str]) -> Operation:
+    """The same operation with values renamed wherever it reads or writes them."""
+
+    def new(entry: Any) -> Any:
+        if isinstance(entry, tuple):
+            return tuple(new(part) for part in entry)
+        return names.get(entry, entry) if isinstance(entry, str) else entry
+
+    fields = [name for name in READ_FIELDS + WRITE_FIELDS if hasattr(operation, name)]
+    changes: dict[str, Any] = {name: new(getattr(operation, name)) for name in fields}
+    epilogue = getattr(operation, "epilogue", None)
+    if epilogue is not None:
+        changes["epilogue"] = replace(epilogue, residual=new(epilogue.residual))
+    return replace(operation, **changes)

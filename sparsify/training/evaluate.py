@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from sparsify.data import Dataset
+from sparsify.data import Data
 
 
-def evaluate(model: nn.Module, data: Dataset, batch_size: int = 512) -> tuple[float, float]:
+def evaluate(model: nn.Module, data: Data, batch_size: int = 512) -> tuple[float, float]:
     """Mean cross-entropy (nats) and accuracy (0 to 1) over the test set; the model's mode is kept."""
     was_training = model.training
     model.eval()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from sparsify.data import digits
 from sparsify.errors import DataError, DivergedError, RecipeError, UnknownNameError
 from sparsify.files import DiskError
 from sparsify.recipe import load_recipe
@@ -72,26 +73,26 @@ main()
     assert not (tmp_path / "run").exists()
 
 
-def test_truncated_idx_file(tmp_path):
-    source = Path(sys.modules["sparsify"].__file__ or "").parent / "data/optical_digits"
-    folder = tmp_path / "mnist"
+def digits_in_place_of_mnist(data: Path) -> Path:
+    """The small files that ship, under MNIST's names; returns their folder."""
+    source = Path(digits.__file__).parent / "optical_digits"
+    folder = data / "mnist"
     folder.mkdir()
     for part in ("train", "t10k"):
         for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"):
             shutil.copy(source / f"{kind}.gz", folder / f"{part}-{kind}.gz")
-    path = folder / "train-images-idx3-ubyte.gz"
+    return folder
+
+
+def test_truncated_idx_file(tmp_path):
+    path = digits_in_place_of_mnist(tmp_path) / "train-images-idx3-ubyte.gz"
     path.write_bytes(path.read_bytes()[:20_000])
     with pytest.raises(DataError, match=r"train-images-idx3-ubyte.gz is damaged: .* Delete the file"):
         train(load_recipe("lenet-300-100-mnist"), tmp_path / "run", data=tmp_path)
 
 
 def test_another_data_set_under_the_name(tmp_path):
-    source = Path(sys.modules["sparsify"].__file__ or "").parent / "data/optical_digits"
-    folder = tmp_path / "mnist"
-    folder.mkdir()
-    for part in ("train", "t10k"):
-        for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"):
-            shutil.copy(source / f"{kind}.gz", folder / f"{part}-{kind}.gz")
+    digits_in_place_of_mnist(tmp_path)
     with pytest.raises(DataError, match=r"shape \(1797, 1, 8, 8\), not \(60000, 1, 28, 28\)"):
         train(load_recipe("lenet-300-100-mnist"), tmp_path / "run", data=tmp_path)
 

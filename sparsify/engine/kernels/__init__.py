@@ -1,0 +1,1 @@
+"""Kernels: one file for each family. See `sparsify.engine.stage` for what a file must offer."""

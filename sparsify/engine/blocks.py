@@ -1,0 +1,151 @@
+"""Block functions: machine code for a block of output rows over any number of vectors of positions.
+
+    void block(float *input, float *output, float *stream, Position *positions, int64 count, float *residual)
+
+Each turn of its only loop keeps one vector of every row of the block in registers: they start as the bias,
+every column that any of the rows uses is loaded once and multiplied into the rows that use it, and they
+leave through residual, clamp and a masked store. The stream holds what a turn reads in the order of use:
+
+    stream = low, high, 6 unused, 8 bit values (AVX2's masks), bias [rows], weight [non-zeros]
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from llvmlite import ir
+
+from sparsify.engine.encode import R10, RAX, Encoder
+from sparsify.engine.ir import I64, POINTER
+from sparsify.engine.program import Epilogue
+
+TYPE = ir.FunctionType(ir.VoidType(), [POINTER, POINTER, POINTER, POINTER, I64, POINTER])
+STREAM_HEAD = 16  # floats before the bias
+_LOCATE = bytes.fromhex("4863014801f84c6351044901f2")  # rax = input, r10 = output + the table's offsets
+_RESIDUAL = bytes.fromhex("486341044c01c8")  # rax = residual + the table's output offset
+_NEXT = bytes.fromhex("4883c11049ffc8")  # next position, one fewer to go
+_RETURN = b"\xc5\xf8\x77\xc3"  # vzeroupper; ret
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """A block's share of the non-zeros, in the order of use: by column, then by row."""
+
+    count: int
+    row: np.ndarray  # int64 [nnz], 0 .. count - 1
+    shift: np.ndarray  # int64 [nnz] floats
+    value: np.ndarray  # float32 [nnz]
+
+
+def stream(rows: Rows, bias: np.ndarray, epilogue: Epilogue) -> np.ndarray:
+    """The stream of one block: float32, whole cache lines."""
+    length = STREAM_HEAD + rows.count + len(rows.value)
+    floats = np.zeros(-(-length // 16) * 16, np.float32)
+    floats[0], floats[1] = epilogue.low, epilogue.high
+    floats[8:16] = (1 << np.arange(8)).astype(np.int32).view(np.float32)
+    floats[STREAM_HEAD : STREAM_HEAD + rows.count] = bias
+    floats[STREAM_HEAD + rows.count : length] = rows.value
+    return floats
+
+
+def straight(rows: Rows, encoder: Encoder, channel: int, epilogue: Epilogue) -> bytes:
+    """The code of one block. `channel`: floats from one output row's plane to the next."""
+    first = STREAM_HEAD + np.arange(rows.count)
+    accumulators = np.arange(rows.count)
+    body = [
+        _LOCATE,
+        encoder.turn(),
+        encoder.broadcast(accumulators, first).tobytes(),
+        _products(rows, encoder).tobytes(),
+        finish(rows.count, encoder, channel, epilogue),
+    ]
+    return loop(b"".join(body))
+
+
+def loop(body: bytes) -> bytes:
+    """A block function whose turns are `body`."""
+    back = -(len(body) + len(_NEXT) + 6)
+    return b"\x49\x89\xd3" + body + _NEXT + b"\x0f\x85" + back.to_bytes(4, "little", signed=True) + _RETURN
+
+
+def _products(rows: Rows, encoder: Encoder) -> np.ndarray:
+    """Loads, multiplications and steps of the stream pointer, in order: uint8 [bytes]."""
+    if not len(rows.value):
+        return np.zeros(0, np.uint8)
+    opens = np.concatenate([[True], rows.shift[1:] != rows.shift[:-1]])
+    inputs = np.array(encoder.inputs)[(np.cumsum(opens) - 1) % len(encoder.inputs)]
+    index = STREAM_HEAD + rows.count + np.arange(len(rows.value))
+    steps = index % encoder.stream_step == 0
+    loads = encoder.load(inputs[opens], RAX, rows.shift[opens] * 4)
+    products = encoder.fma(rows.row, inputs, index)
+    step = encoder.advance()
+    length, load, move = products.shape[1], loads.shape[1], step.shape[1]
+    end = np.cumsum(length + load * opens + move * steps)
+    code = np.zeros(end[-1], np.uint8)
+    start = end - length
+    _put(code, start, products)
+    _put(code, start[opens] - load, loads)
+    _put(code, (start - load * opens - move)[steps], np.repeat(step, steps.sum(), axis=0))
+    return code
+
+
+def _put(code: np.ndarray, places: np.ndarray, instructions: np.ndarray) -> None:
+    code[places[:, None] + np.arange(instructions.shape[1])] = instructions
+
+
+def finish(rows: int, encoder: Encoder, channel: int, epilogue: Epilogue) -> bytes:
+    """Residual, clamp and store of all rows of a block."""
+    registers = np.arange(rows)
+    there = registers * channel * 4
+    parts = []
+    if epilogue.residual is not None:
+        parts += [_RESIDUAL, encoder.add(registers, RAX, there).tobytes()]
+    for kind, bound, index in (("max", epilogue.low, 0), ("min", epilogue.high, 1)):
+        if np.isfinite(bound):
+            parts += [code.tobytes() for code in encoder.limit(kind, registers, index)]
+    parts.append(encoder.store(registers, R10, there).tobytes())
+    return b"".join(parts)
+
+
+def column_stream(shifts: np.ndarray, weights: np.ndarray, bias: np.ndarray, epilogue: Epilogue) -> np.ndarray:
+    """The stream of `looped`: after the bias, for each column, its shift in bytes and its weights.
+
+    shifts int64 [columns] in floats, weights float32 [columns, rows].
+    """
+    none = np.zeros(0, np.int64)
+    head = stream(Rows(len(bias), none, none, np.zeros(0, np.float32)), bias, epilogue)[: STREAM_HEAD + len(bias)]
+    places = (shifts * 4).astype(np.uint32).view(np.float32)[:, None]
+    floats = np.concatenate([head, np.concatenate([places, weights], axis=1).ravel()])
+    return np.pad(floats, (0, -len(floats) % 16))
+
+
+def looped(rows: int, columns: int, encoder: Encoder, channel: int, epilogue: Epilogue) -> bytes:
+    """The code of a dense block: a loop over its columns."""
+    registers = np.arange(rows)
+    input = encoder.inputs[0]
+    column = b"".join(
+        [
+            b"\x4c\x63\x92" + encoder.reach.to_bytes(4, "little", signed=True),  # movsxd r10, the shift
+            b"\x49\x01\xc2",  # add r10, rax
+            encoder.load(input, R10, 0).tobytes(),
+            encoder.fma(registers, np.full(rows, input), 1 + registers).tobytes(),
+            b"\x48\x81\xc2" + ((1 + rows) * 4).to_bytes(4, "little"),  # add rdx, one column
+            b"\xff\xcb",  # dec ebx
+        ]
+    )
+    body = [
+        _LOCATE,
+        encoder.turn(),
+        encoder.broadcast(registers, STREAM_HEAD + registers).tobytes(),
+    ]
+    if columns:
+        body += [
+            b"\x48\x81\xc2" + ((STREAM_HEAD + rows) * 4).to_bytes(4, "little"),  # add rdx, head and bias
+            b"\xbb" + columns.to_bytes(4, "little"),  # mov ebx, columns
+            column,
+            b"\x0f\x85" + (-(len(column) + 6)).to_bytes(4, "little", signed=True),
+        ]
+    body += [_LOCATE, finish(rows, encoder, channel, epilogue)]
+    code = loop(b"".join(body))
+    return b"\x53" + code[: -len(_RETURN)] + b"\x5b" + _RETURN  # push rbx ... pop rbx

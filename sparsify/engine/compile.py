@@ -1,0 +1,99 @@
+"""From a program to something that runs: choose kernels, put copies between layouts, lay out memory.
+
+The result is a list of segments: runs of native stages, each one native call, and Python callables for
+operations that no kernel knows.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sparsify.engine.batches import Batches, part_size, resized
+from sparsify.engine.choose import choose
+from sparsify.engine.executable import Executable, Step
+from sparsify.engine.kernels.copy import copy_stage
+from sparsify.engine.numpy_ops import compute
+from sparsify.engine.plan import assign_layouts
+from sparsify.engine.program import Operation, Program, reads, writes
+from sparsify.engine.stage import Context, Layout, PythonStage, Stage
+from sparsify.engine.target import Target, host
+from sparsify.engine.tuning import Tuning
+
+
+class _Lowering:
+    """The list of steps as it grows."""
+
+    def __init__(self, program: Program, context: Context) -> None:
+        self.program, self.context = program, context
+        self.steps: list[Step] = []
+        self._there: dict[str, list[Layout]] = {
+            name: [None] for name in (*program.constants, *(value.name for value in program.inputs))
+        }
+
+    def bring(self, value: str, layout: Layout) -> None:
+        """Make sure that a value is there in a layout."""
+        have = self._there[value]
+        if layout in have:
+            return
+        origin = next(h for h in have if h is None or h.phases == (1, 1))
+        stage = copy_stage(value, self.program.values[value].shape, origin, layout)
+        self.steps.append(Step("copy", "", stage, ((value, origin),), ((value, layout),)))
+        have.append(layout)
+
+    def add(self, operation: Operation) -> None:
+        """The steps of one operation."""
+        stage = choose(operation, self.context) or _python(operation, self.program)
+        layouts = stage.layouts if isinstance(stage, Stage) else {}
+        inputs = tuple((name, layouts.get(name)) for name in stage.reads)
+        outputs = tuple((name, layouts.get(name)) for name in stage.writes)
+        for name, layout in inputs:
+            self.bring(name, layout)
+        self.steps.append(Step(type(operation).__name__, getattr(operation, "name", ""), stage, inputs, outputs))
+        self._there.update((name, [layout]) for name, layout in outputs)
+
+
+def _python(operation: Operation, program: Program) -> PythonStage:
+    results = [program.values[name] for name in writes(operation)]
+
+    def call(arrays: list[np.ndarray]) -> list[np.ndarray]:
+        return list(compute(operation, arrays, results))
+
+    return PythonStage(call, reads(operation), writes(operation))
+
+
+def compile_program(
+    program: Program,
+    threads: int,
+    target: Target | None = None,
+    tuning: Tuning | None = None,
+    prefer: str = "",
+) -> Executable | Batches:
+    """Compile `program` for `threads` threads of `target` (default: this CPU).
+
+    What no kernel knows runs in numpy. `prefer` names a kernel that wins wherever it is possible. Raises
+    EngineError where the target's instructions are not there.
+    """
+    target, tuning = target or host(), tuning or Tuning()
+    size = part_size(program, target.width, tuning.batch_bytes)
+    if program.inputs and program.inputs[0].shape[:1] not in ((), (size,)):
+        count = program.inputs[0].shape[0] // size
+        return Batches(program, _compile(resized(program, size), threads, target, tuning, prefer), count)
+    return _compile(program, threads, target, tuning, prefer)
+
+
+def _compile(program: Program, threads: int, target: Target, tuning: Tuning, prefer: str) -> Executable:
+    context = Context(
+        program.values,
+        assign_layouts(program, target, tuning),
+        target,
+        threads,
+        tuning,
+        sum(int(np.count_nonzero(getattr(op, "weight", 0))) for op in program.operations),
+        prefer,
+    )
+    lowering = _Lowering(program, context)
+    for operation in program.operations:
+        lowering.add(operation)
+    for name in program.outputs:
+        lowering.bring(name, None)
+    return Executable(program, lowering.steps, target, threads)

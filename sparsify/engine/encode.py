@@ -1,0 +1,178 @@
+"""x86-64 instructions as bytes, many at a time: every function returns uint8 [instructions, bytes].
+
+Registers of a block function (System V calling convention):
+
+    rdi input  rsi output  rdx stream  rcx positions  r8 count  r9 residual  rax, r10, r11 temporaries
+
+Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2, sections 2.3 (VEX) and 2.7
+(EVEX), and AMD64 Architecture Programmer's Manual, volume 4.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+Numbers = np.ndarray | int
+RAX, RDX, R10, R11 = 0, 2, 10, 11
+_MAP_0F, _MAP_0F38 = 1, 2
+_NONE, _66 = 0, 1  # the legacy prefix that VEX and EVEX fold in
+
+
+def _rows(*columns: Numbers) -> np.ndarray:
+    """Columns of bytes side by side; single numbers are repeated."""
+    count = max(np.size(column) for column in columns)
+    return np.stack([np.broadcast_to(column, count) for column in columns], axis=1).astype(np.uint8)
+
+
+def _disp32(displacement: Numbers) -> list[Numbers]:
+    number = np.asarray(displacement).astype(np.int32).view(np.uint32)
+    return [number >> shift & 255 for shift in (0, 8, 16, 24)]
+
+
+def _modrm(register: Numbers, base: int, mode: int) -> Numbers:
+    return (mode << 6) | ((np.asarray(register) & 7) << 3) | (base & 7)
+
+
+@dataclass(frozen=True)
+class Avx512:
+    """Sixteen lanes, 32 registers, weights as embedded broadcasts, stores under a mask register."""
+
+    rows: int = 27  # accumulators; the other five registers take input vectors in rotation
+    inputs: tuple[int, ...] = (27, 28, 29, 30, 31)
+    stream_step: int = 256  # floats of the stream that an 8-bit scaled displacement spans
+    width: int = 16
+    reach: int = -512  # displacement from rdx to the start of the window that indices count from
+
+    def _evex(
+        self, space: int, prefix: int, opcode: int, register: Numbers, second: Numbers = 0,
+        base: int | None = None, *, broadcast: int = 0, mask: int = 0, third: Numbers = 0,
+    ) -> list[Numbers]:  # fmt: skip
+        """The bytes before the addressing byte."""
+        r, v = np.asarray(register), np.asarray(second)
+        high = (base >> 3) if base is not None else (np.asarray(third) >> 3 & 1)
+        extend = 0 if base is not None else (np.asarray(third) >> 4 & 1)
+        first = ((~r >> 3 & 1) << 7) | ((1 ^ extend) << 6) | ((1 ^ high) << 5) | ((~r >> 4 & 1) << 4) | space
+        return [
+            0x62,
+            first,
+            ((~v & 15) << 3) | 4 | prefix,
+            0x40 | broadcast << 4 | (~v >> 4 & 1) << 3 | mask,
+            opcode,
+        ]
+
+    def _far(self, space: int, prefix: int, opcode: int, register: Numbers, base: int, displacement: Numbers,
+             second: Numbers = 0, mask: int = 0) -> np.ndarray:  # fmt: skip
+        head = self._evex(space, prefix, opcode, register, second, base, mask=mask)
+        return _rows(*head, _modrm(register, base, 2), *_disp32(displacement))
+
+    def turn(self) -> bytes:
+        """Once for each vector: mask register 1 from the table, rdx into the middle of its reach."""
+        return b"\xc5\xf8\x90\x49\x08" + b"\x49\x8d\x93" + (self.stream_step * 2).to_bytes(4, "little")
+
+    def advance(self) -> np.ndarray:
+        """add rdx, stream_step * 4"""
+        return _rows(0x48, 0x81, 0xC2, *_disp32(self.stream_step * 4))
+
+    def broadcast(self, register: Numbers, index: Numbers) -> np.ndarray:
+        """register = stream[index]"""
+        head = self._evex(_MAP_0F38, _66, 0x18, register, base=RDX)
+        return _rows(*head, _modrm(register, RDX, 1), np.asarray(index) % self.stream_step - 128 & 255)
+
+    def fma(self, row: Numbers, input: Numbers, index: Numbers) -> np.ndarray:
+        """row += input * stream[index]"""
+        head = self._evex(_MAP_0F38, _66, 0xB8, row, input, base=RDX, broadcast=1)
+        return _rows(*head, _modrm(row, RDX, 1), np.asarray(index) % self.stream_step - 128 & 255)
+
+    def load(self, register: Numbers, base: int, displacement: Numbers) -> np.ndarray:
+        """register = memory"""
+        return self._far(_MAP_0F, _NONE, 0x10, register, base, displacement)
+
+    def add(self, register: Numbers, base: int, displacement: Numbers) -> np.ndarray:
+        """register += memory"""
+        return self._far(_MAP_0F, _NONE, 0x58, register, base, displacement, second=register)
+
+    def store(self, register: Numbers, base: int, displacement: Numbers) -> np.ndarray:
+        """memory = register, under the mask"""
+        return self._far(_MAP_0F, _NONE, 0x11, register, base, displacement, mask=1)
+
+    def limit(self, kind: str, register: Numbers, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """register = max or min(stream[index], register): an instruction that fetches the limit once, and
+        one for each register. The second operand wins if one is not a number, so such results survive."""
+        bound = self.inputs[0]
+        fetch = self._far(_MAP_0F38, _66, 0x18, bound, R11, index * 4)
+        head = self._evex(_MAP_0F, _NONE, 0x5F if kind == "max" else 0x5D, register, bound, third=register)
+        return fetch, _rows(*head, _modrm(register, 0, 3) | np.asarray(register) & 7)
+
+
+@dataclass(frozen=True)
+class Avx2:
+    """Eight lanes, 16 registers, a broadcast before each multiplication, stores under a mask vector."""
+
+    rows: int = 12
+    inputs: tuple[int, ...] = (12, 13)
+    stream_step: int = 1 << 28  # displacements of 32 bits reach the whole stream
+    width: int = 8
+    reach: int = 0
+    weight: int = 14
+    mask: int = 15
+
+    def _vex(self, space: int, prefix: int, opcode: int, register: Numbers, second: Numbers, high: Numbers) -> list:
+        first = ((~np.asarray(register) >> 3 & 1) << 7) | 0x40 | ((1 ^ high) << 5) | space
+        return [0xC4, first, ((~np.asarray(second) & 15) << 3) | 4 | prefix, opcode]
+
+    def _far(self, space: int, prefix: int, opcode: int, register: Numbers, base: int, displacement: Numbers,
+             second: Numbers = 0) -> np.ndarray:  # fmt: skip
+        head = self._vex(space, prefix, opcode, register, second, base >> 3)
+        return _rows(*head, _modrm(register, base, 2), *_disp32(displacement))
+
+    def turn(self) -> bytes:
+        """Once for each vector: register 15 = the lanes whose mask bit is set; stream[8:16] are the bits."""
+        bits = b"\xc4\x62\x7d\x58\x79\x08"  # vpbroadcastd ymm15, [rcx + 8]
+        both = b"\xc4\x41\x05\xdb\x7b\x20"  # vpand ymm15, ymm15, [r11 + 32]
+        equal = b"\xc4\x41\x05\x76\x7b\x20"  # vpcmpeqd ymm15, ymm15, [r11 + 32]
+        return bits + both + equal + b"\x4c\x89\xda"  # mov rdx, r11
+
+    def advance(self) -> np.ndarray:
+        """Never needed."""
+        return np.zeros((1, 0), np.uint8)
+
+    def broadcast(self, register: Numbers, index: Numbers) -> np.ndarray:
+        """register = stream[index]"""
+        return self._far(_MAP_0F38, _66, 0x18, register, RDX, np.asarray(index) * 4)
+
+    def fma(self, row: Numbers, input: Numbers, index: Numbers) -> np.ndarray:
+        """row += input * stream[index]"""
+        weight = np.broadcast_to(self.weight, np.shape(row) or (1,))
+        head = self._vex(_MAP_0F38, _66, 0xB8, row, input, self.weight >> 3)
+        product = _rows(*head, _modrm(row, 0, 3) | self.weight & 7)
+        return np.concatenate([self.broadcast(weight, index), product], axis=1)
+
+    def load(self, register: Numbers, base: int, displacement: Numbers) -> np.ndarray:
+        """register = memory"""
+        return self._far(_MAP_0F, _NONE, 0x10, register, base, displacement)
+
+    def add(self, register: Numbers, base: int, displacement: Numbers) -> np.ndarray:
+        """register += memory"""
+        return self._far(_MAP_0F, _NONE, 0x58, register, base, displacement, second=register)
+
+    def store(self, register: Numbers, base: int, displacement: Numbers) -> np.ndarray:
+        """memory = register, under the mask"""
+        return self._far(_MAP_0F38, _66, 0x2E, register, base, displacement, second=self.mask)
+
+    def limit(self, kind: str, register: Numbers, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """As Avx512.limit."""
+        bound, r = self.inputs[0], np.asarray(register)
+        fetch = self._far(_MAP_0F38, _66, 0x18, bound, R11, index * 4)
+        head = self._vex(_MAP_0F, _NONE, 0x5F if kind == "max" else 0x5D, r, bound, r >> 3 & 1)
+        return fetch, _rows(*head, _modrm(r, 0, 3) | r & 7)
+
+
+Encoder = Avx512 | Avx2
+
+
+def encoder(level: str) -> Encoder | None:
+    """The encoder for a target's level; None where there is none."""
+    known: dict[str, Encoder] = {"avx512": Avx512(), "avx2": Avx2()}
+    return known.get(level)

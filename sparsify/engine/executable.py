@@ -1,0 +1,227 @@
+"""A compiled program: its stages in memory, ready to run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from sparsify.engine.library import library
+from sparsify.engine.memory import Arena, Code, aligned, lines
+from sparsify.engine.memory_plan import MemoryPlan, Place
+from sparsify.engine.program import Program, Value
+from sparsify.engine.runtime import Job, pool, release_with
+from sparsify.engine.stage import PythonStage, Stage
+from sparsify.engine.target import Target
+from sparsify.errors import EngineError
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One stage and where its values lie."""
+
+    operation: str  # the grammar's name; "copy" for a copy between layouts
+    name: str  # of the layer, as the model file calls it; empty where it has none
+    stage: Stage | PythonStage
+    reads: tuple[Place, ...]
+    writes: tuple[Place, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of `Executable.report()`."""
+
+    operation: str  # the grammar's name, or "copy"
+    name: str  # of the layer, as the model file calls it, or of the value written
+    kernel: str
+    why: str
+    density: float
+    gflop: float  # useful floating-point operations of one run, in 1e9
+    predicted: float  # seconds
+    measured: float  # seconds of the last run, 0 before the first
+
+
+class Executable:
+    """Runs a program on arrays of the shapes that it was compiled for. May be shared by threads."""
+
+    def __init__(self, program: Program, steps: Sequence[Step], target: Target, threads: int) -> None:
+        self.program = replace(program, operations=())  # the dense weights may go
+        self._library = library(target)
+        self._pool = pool(self._library, threads)
+        outside = {value.name for value in program.inputs} | set(program.outputs)
+        self._plan = MemoryPlan(
+            dict(program.values), [(s.reads, s.writes) for s in steps], outside | set(program.constants)
+        )
+        self._constants = {name: np.asarray(array, order="C") for name, array in program.constants.items()}
+        stages = [step.stage for step in steps if isinstance(step.stage, Stage)]
+        self._weights = Arena(sum(lines(array.nbytes) for stage in stages for array in stage.constants))
+        code = b"".join(padded(stage.code) for stage in stages)
+        self._code = _executable(code)
+        self._fixed = self._weights.size + len(code)
+        self._code_end = self._code.address if self._code is not None else 0
+        self._segments = [_Segment(self, group, threads) for group in _grouped(steps)]
+
+    def run(self, inputs: Sequence[np.ndarray], into: Sequence[np.ndarray] | None = None) -> list[np.ndarray]:
+        """The program's outputs for `inputs`: C-ordered arrays of the program's shapes and types.
+
+        `into`: arrays to write the outputs to, C-ordered; new ones by default.
+        """
+        arrays: dict[str, np.ndarray] = dict(self._constants)
+        for value, array in zip(self.program.inputs, inputs, strict=True):
+            arrays[value.name] = np.asarray(array, value.dtype, order="C")
+        if into is not None:
+            arrays |= dict(zip(self.program.outputs, into, strict=True))
+        for name in self.program.outputs:
+            value = self.program.values[name]
+            if name not in arrays and -1 not in value.shape:
+                arrays[name] = np.empty(value.shape, value.dtype)
+        with self._pool.lock:
+            for segment in self._segments:
+                segment.run(arrays)
+        return [arrays[name] for name in self.program.outputs]
+
+    def place(self, stage: Stage) -> np.ndarray:
+        """Copy a stage's constants to where they stay; their addresses, its code's last: int64 [n + 1]."""
+        table = aligned(len(stage.constants) + 1, np.int64)
+        for index, array in enumerate(stage.constants):
+            home = self._weights.take(array.nbytes)
+            home[:] = array.reshape(-1).view(np.uint8)
+            table[index] = home.ctypes.data
+        table[-1] = self._code_end
+        self._code_end += len(padded(stage.code))
+        return table
+
+    def report(self) -> list[Row]:
+        """What runs, stage by stage, and what the last run took."""
+        return [row for segment in self._segments for row in segment.report()]
+
+    @property
+    def bytes(self) -> int:
+        """Memory of buffers, weights and code."""
+        return self._plan.bytes + self._fixed
+
+
+def _executable(code: bytes) -> Code | None:
+    """Machine code in memory; None where there is none."""
+    if not code:
+        return None
+    try:
+        return Code(code)
+    except OSError as error:
+        raise EngineError(
+            f"The compiled model could not be made executable: {error.strerror}. The likely cause is a "
+            "hardened system that refuses memory that was written to, or one short of memory. Allow it for "
+            "this process, or run the model in another runtime."
+        ) from error
+
+
+def padded(code: bytes) -> bytes:
+    """Machine code filled up to whole cache lines with traps."""
+    return code + b"\xcc" * (-len(code) % 64)
+
+
+def _grouped(steps: Sequence[Step]) -> list[list[Step]]:
+    """Runs of native steps, and Python steps alone."""
+    groups: list[list[Step]] = []
+    for step in steps:
+        native = isinstance(step.stage, Stage)
+        if not groups or not native or isinstance(groups[-1][0].stage, PythonStage):
+            groups.append([])
+        groups[-1].append(step)
+    return groups
+
+
+class _Segment:
+    """Native stages that run in one call, or one Python stage."""
+
+    def __init__(self, owner: Executable, steps: list[Step], threads: int) -> None:
+        self._plan, self._pool = owner._plan, owner._pool
+        self._values = owner.program.values
+        self._seconds = 0.0
+        self._keep: list[Any] = []
+        self._patches: list[tuple[np.ndarray, str]] = []
+        self._job: Job | None = None
+        if isinstance(steps[0].stage, Stage):
+            self._job = Job([record for step in steps for record in self._records(step, owner)], threads)
+            release_with(self, self._pool, self._job)
+        self._steps = [_light(step) for step in steps]
+
+    def _records(self, step: Step, owner: Executable) -> list[tuple[int, int, int, int]]:
+        """What the runtime reads, once for each of the stage's steps, which differ in their number."""
+        stage = step.stage
+        assert isinstance(stage, Stage)
+        columns = len(step.reads) + len(step.writes) + 2
+        buffers = aligned(stage.steps * columns, np.int64).reshape(stage.steps, columns)
+        buffers[:, -1] = np.arange(stage.steps)
+        for index, place in enumerate((*step.reads, *step.writes)):
+            if place[1] is None and (place[0] in owner._constants):
+                buffers[:, index] = owner._constants[place[0]].ctypes.data
+                continue
+            try:
+                buffers[:, index] = self._plan.buffer(place).ctypes.data
+            except KeyError:  # the caller's own array
+                self._patches.append((buffers[:, index], place[0]))
+        if stage.scratch:
+            scratch = aligned(stage.scratch, np.uint8)
+            buffers[:, -2] = scratch.ctypes.data
+            self._keep.append(scratch)
+        constants = owner.place(stage)
+        self._keep += [buffers, constants, owner._weights, owner._code]
+        function = owner._library.address(stage.function)
+        assert function, f"the kernel library has no function {stage.function}"
+        return [(function, row.ctypes.data, constants.ctypes.data, stage.tiles) for row in buffers]
+
+    def run(self, arrays: dict[str, np.ndarray]) -> None:
+        start = time.perf_counter()
+        if self._job is not None:
+            for addresses, name in self._patches:
+                addresses[:] = arrays[name].ctypes.data
+            self._pool.run(self._job)
+        else:
+            self._run_python(arrays)
+        self._seconds = time.perf_counter() - start
+
+    def _run_python(self, arrays: dict[str, np.ndarray]) -> None:
+        step = self._steps[0]
+        assert isinstance(step.stage, PythonStage)
+        results = step.stage.call([self._array(place, arrays) for place in step.reads])
+        for place, result in zip(step.writes, results, strict=True):
+            if place[0] in arrays:
+                arrays[place[0]][...] = result
+            elif -1 in self._values[place[0]].shape:
+                arrays[place[0]] = result
+            else:
+                self._array(place, arrays)[...] = result
+
+    def _array(self, place: Place, arrays: dict[str, np.ndarray]) -> np.ndarray:
+        """A C-ordered value as an array."""
+        if place[0] in arrays:
+            return arrays[place[0]]
+        value: Value = self._values[place[0]]
+        count = int(np.prod(value.shape)) * np.dtype(value.dtype).itemsize
+        return self._plan.buffer(place)[:count].view(value.dtype).reshape(value.shape)
+
+    def report(self) -> list[Row]:
+        shares = np.ones(1)
+        if self._job is not None:
+            counts = [step.stage.steps for step in self._steps if isinstance(step.stage, Stage)]
+            shares = np.add.reduceat(self._job.shares(), np.cumsum([0, *counts[:-1]]))
+        return [_row(step, self._seconds * share) for step, share in zip(self._steps, shares, strict=True)]
+
+
+def _light(step: Step) -> Step:
+    """A step for the report: without weights and code, which lie elsewhere by now."""
+    if isinstance(step.stage, PythonStage):
+        return step
+    return replace(step, stage=replace(step.stage, constants=(), code=b""))
+
+
+def _row(step: Step, seconds: float) -> Row:
+    stage = step.stage
+    name, kind = step.name or step.writes[0][0], step.operation
+    if isinstance(stage, PythonStage):
+        return Row(kind, name, stage.kernel, stage.why, 1.0, 0.0, 0.0, seconds)
+    return Row(kind, name, stage.kernel, stage.why, stage.density, stage.flops / 1e9, stage.seconds, seconds)

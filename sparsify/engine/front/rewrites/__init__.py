@@ -1,0 +1,1 @@
+"""Passes over a Program, by subject; `passes.py` holds the list."""

@@ -1,0 +1,125 @@
+"""Weights of a model file as numpy arrays, whatever their form: dense, sparse, in a file beside the model."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, numpy_helper
+
+from sparsify.engine.limits import LIMITS, Budget, check_shape
+from sparsify.errors import EngineError
+
+Array = np.ndarray[Any, Any]
+FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+
+
+def dtype_of(element: int) -> str:
+    """numpy's name of an ONNX element type; every floating point becomes float32."""
+    return "float32" if element in FLOATS else numpy_dtype(element).name
+
+
+def numpy_dtype(element: int) -> np.dtype[Any]:
+    """numpy's dtype for an ONNX element type. Raises EngineError where there is none."""
+    try:
+        return onnx.helper.tensor_dtype_to_np_dtype(element)
+    except KeyError:
+        raise EngineError(
+            f"The model uses tensor element type {element}, which this release does not know. The file is "
+            f"damaged, or needs a newer release of the onnx package."
+        ) from None
+
+
+def canonical(array: Array) -> Array:
+    """Floating point of 16 and 64 bits as float32; -0.0, which masking leaves behind, as 0."""
+    if array.dtype.kind == "f" or array.dtype.name == "bfloat16":
+        with np.errstate(over="ignore"):
+            return np.asarray(array, np.float32) + np.float32(0)
+    return array
+
+
+def _check(tensor: TensorProto) -> int:
+    name = f"The weight '{tensor.name}'"
+    return check_shape(name, tuple(tensor.dims), numpy_dtype(tensor.data_type).name)
+
+
+def to_array(tensor: TensorProto, folder: Path | None) -> Array:
+    """A tensor's values, float32 for all floating point. Raises EngineError where it is incomplete.
+
+    folder: where external data may lie; None where there is none, as with a model given as bytes.
+    """
+    _check(tensor)
+    if tensor.data_location == TensorProto.EXTERNAL:
+        tensor = _with_external_data(tensor, folder)
+    try:
+        # a copy: views into the parsed message would keep all of it alive
+        return np.array(canonical(numpy_helper.to_array(tensor)))
+    except (ValueError, TypeError, KeyError) as error:
+        raise EngineError(
+            f"The weight '{tensor.name}' of shape {tuple(tensor.dims)} does not have the data that its shape "
+            f"asks for ({error}). The file is damaged or was cut short; write or fetch it again."
+        ) from error
+
+
+def _with_external_data(tensor: TensorProto, folder: Path | None) -> TensorProto:
+    """The same tensor with its bytes read from the file beside the model."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    location = entries.get("location", "")
+    if folder is None:
+        raise EngineError(
+            f"The weight '{tensor.name}' lies in the external file '{location}', but the model was given as "
+            f"bytes. Open the model by its path, with that file beside it."
+        )
+    path = (folder / location).resolve()
+    if not location or not path.is_relative_to(folder.resolve()) or not path.is_file():
+        raise EngineError(
+            f"The weight '{tensor.name}' lies in the external file '{location}', which is not a file in the "
+            f"model's folder. Copy it there; files elsewhere are never read."
+        )
+    wanted = math.prod(tensor.dims) * numpy_dtype(tensor.data_type).itemsize
+    try:
+        offset = int(entries.get("offset", 0))
+        length = int(entries.get("length", wanted))
+    except ValueError:
+        offset = length = -1
+    if offset < 0 or length != wanted or offset + length > min(path.stat().st_size, LIMITS.external_bytes):
+        raise EngineError(
+            f"The external file '{location}' does not hold the {wanted} bytes of the weight '{tensor.name}' "
+            f"at the place that the model names. It was cut short or is another model's; fetch both again."
+        )
+    with path.open("rb") as file:
+        file.seek(offset)
+        raw = file.read(length)
+    return TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type, raw_data=raw)
+
+
+def sparse_to_array(sparse: onnx.SparseTensorProto, folder: Path | None, budget: Budget) -> Array:
+    """ONNX's sparse tensor as a dense array: indices are flat [nnz] or coordinates [nnz, rank]."""
+    name = sparse.values.name
+    shape = tuple(sparse.dims)
+    values = to_array(sparse.values, folder)
+    indices = to_array(sparse.indices, folder)
+    size = math.prod(shape)
+    budget.spend(check_shape(f"The sparse weight '{name}'", shape, str(values.dtype)))
+    if indices.ndim == 2 and indices.shape == (values.size, len(shape)):
+        inside = np.all((indices >= 0) & (indices < np.array(shape)))
+        flat = np.ravel_multi_index(tuple(indices.T), shape) if inside else np.array([size])
+    else:
+        flat = indices
+    if flat.dtype.kind != "i" or flat.shape != values.shape or values.ndim != 1:
+        raise _sparse_error(name, f"{values.shape} values cannot have indices {indices.shape}")
+    if flat.size and (flat.min() < 0 or flat.max() >= size):
+        raise _sparse_error(name, f"an index lies outside of the shape {shape}")
+    dense = np.zeros(size, values.dtype)
+    dense[flat] = values
+    return dense.reshape(shape)
+
+
+def _sparse_error(name: str, what: str) -> EngineError:
+    return EngineError(
+        f"The sparse weight '{name}' cannot be unpacked: {what}. The file is damaged, or was written by a "
+        f"tool that does not follow the ONNX standard; write it again."
+    )

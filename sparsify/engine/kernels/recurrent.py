@@ -1,0 +1,220 @@
+"""GRU and LSTM layers, a step of the stage for each in time: a tile is some hidden units of one sequence.
+
+The input's share of the gates is a Linear of its own that runs before, over all steps at once. Here a step
+multiplies the recurrence matrix with the last hidden state, one vector of hidden units at a time, and applies
+the gates to it. The matrix is read in one of three forms: dense columns; SELL-C slices, whose operands are
+gathered; or, where the CPU can permute two registers, segments, whose operands are permuted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from llvmlite import ir
+
+from sparsify.engine.gates import (
+    CELL,
+    GATES,
+    HIDDEN,
+    INPUT,
+    LAST_CELL,
+    LAST_HIDDEN,
+    Frame,
+    Place,
+    Step,
+    apply,
+    is_native,
+    numbers,
+    padded_rows,
+)
+from sparsify.engine.ir import F32, I8, I16, I32, I64, Body, Module
+from sparsify.engine.memory import copied
+from sparsify.engine.program import Operation, Recurrent
+from sparsify.engine.sell import COLUMNS, SEGMENT, in_segments, in_slices
+from sparsify.engine.stage import Context, Stage
+
+_RATES = {"dense": 60e9, "gathered": 16e9, "permuted": 60e9}  # bytes of weights a second and thread
+_TILES = 2  # a thread and step, where the batch is small
+
+
+def propose(operation: Operation, context: Context) -> Stage | None:
+    """A Recurrent whose input already holds the gates' share of it, in C order."""
+    if not is_native(operation):
+        return None
+    assert isinstance(operation, Recurrent)
+    steps, images, _ = context.values[operation.input].shape
+    hidden, width = operation.recurrence.shape[1], context.target.width
+    if 0 in (steps, images, hidden) or hidden > COLUMNS:
+        return None
+    form, packed = _packed(operation, context)
+    nonzeros = int(np.count_nonzero(operation.recurrence))
+    parts = max(1, min(-(-hidden // width), _TILES * context.threads // images))
+    constants = (
+        np.array(numbers(operation, steps, images, width, parts), np.int64),
+        _bias(operation, width),
+        np.zeros(hidden, np.float32),
+        *packed,
+    )
+    return Stage(
+        kernel="recurrent",
+        function=f"sparsify_{operation.kind}_{form}",
+        reads=(operation.input, *(name for name in operation.initial if name)),
+        writes=tuple(name for name in operation.outputs if name),
+        tiles=images * parts,
+        steps=steps,
+        constants=tuple(copied(array) for array in constants),
+        scratch=4 * images * (steps * hidden + width * -(-hidden // width)),
+        flops=2.0 * nonzeros * steps * images,
+        density=nonzeros / operation.recurrence.size,
+        seconds=_seconds(form, packed) * steps * images / context.threads,
+        why=f"{steps} steps of {images} sequences, {form}",
+    )
+
+
+def _packed(operation: Recurrent, context: Context) -> tuple[str, tuple[np.ndarray, ...]]:
+    """The form in which the recurrence matrix is read fastest, and its arrays."""
+    width = context.target.width
+    padded = padded_rows(operation, width)
+    flat = padded.reshape(-1, padded.shape[2])
+    columns = flat.reshape(-1, width, flat.shape[1]).transpose(0, 2, 1)
+    forms: dict[str, tuple[np.ndarray, ...]] = {"dense": (np.ascontiguousarray(columns),)}
+    if context.target.level == "avx512":
+        segments = in_segments(padded, width)
+        forms["permuted"] = (segments.first, segments.value, segments.column)
+    else:
+        slices = in_slices(flat, width, sort=False)
+        forms["gathered"] = (slices.first, slices.value, slices.column)
+    return min(forms.items(), key=lambda item: _seconds(*item))
+
+
+def _seconds(form: str, packed: tuple[np.ndarray, ...]) -> float:
+    """Of one step of one image on one thread."""
+    return sum(array.nbytes for array in packed) / _RATES[form]
+
+
+def _bias(operation: Recurrent, width: int) -> np.ndarray:
+    """The recurrence's bias, padded like the matrix."""
+    gates, hidden = GATES[operation.kind], operation.recurrence.shape[1]
+    padded = np.zeros((gates, -(-hidden // width) * width), np.float32)
+    padded[:, :hidden] = operation.bias[1].reshape(gates, hidden)
+    return padded
+
+
+def emit(module: Module) -> None:
+    """void sparsify_{gru,lstm}_{dense,gathered,permuted}(buffers, constants, tile)."""
+    forms = {"dense": _dense_products, "gathered": _gathered_products}
+    if module.target.level == "avx512":
+        forms["permuted"] = _permuted_products
+    for kind in GATES:
+        for form, products in forms.items():
+            _emit(module, kind, form, products)
+
+
+Products = Callable[[Frame, ir.Value, ir.Value, ir.Value], list[ir.Value]]
+"""Each gate's product with the state plus its bias, for a block, from (frame, constants, state, block)."""
+
+
+def _emit(module: Module, kind: str, form: str, products: Products) -> None:
+    """One step of some blocks of one image's hidden units."""
+    body = Body(module, f"sparsify_{kind}_{form}")
+    b = body.builder
+    buffers, constants, tile = body.arguments
+    frame = Frame(body, kind, buffers, body.pointer(constants, 0))
+    image, part = b.udiv(tile, frame.parts), b.urem(tile, frame.parts)
+    start, stop = (b.udiv(b.mul(frame.blocks, number), frame.parts) for number in (part, b.add(part, body.const(1))))
+    # scratch memory: all sequences, where nobody wants them; then the cell state of each image
+    cell = b.add(b.mul(frame.steps, frame.across), b.mul(image, frame.whole))
+    is_first = b.icmp_signed("==", frame.step, body.const(0))
+    is_last = b.icmp_signed("==", frame.step, b.sub(frame.steps, body.const(1)))
+    share = body.at(frame.buffer(INPUT), b.mul(frame.offset(frame.step, image), body.const(frame.gates)), F32)
+    step = Step(
+        share,
+        _state(frame, constants, image, is_first),
+        frame.hidden_state(frame.step, image),
+        body.at(frame.scratch, cell, F32),
+    )
+    with b.if_then(is_first):
+        frame.copy(frame.place(CELL, image), Place(step.cell), start, stop)
+    with body.loop(start, stop) as block:
+        apply(frame, kind, step, block.index, products(frame, constants, step.state, block.index))
+    with b.if_then(is_last):
+        frame.copy(Place(step.output), frame.place(LAST_HIDDEN, image), start, stop)
+        frame.copy(Place(step.cell), frame.place(LAST_CELL, image), start, stop)
+    body.done()
+
+
+def _state(frame: Frame, constants: ir.Value, image: ir.Value, is_first: ir.Value) -> ir.Value:
+    """The last hidden state: the initial one, or zeros, at the first step."""
+    body, b = frame.body, frame.body.builder
+    before = frame.hidden_state(b.sub(frame.step, body.const(1)), image)
+    zeros = body.pointer(constants, 2)
+    initial = b.select(frame.present(HIDDEN), frame.place(HIDDEN, image).start, zeros)
+    return b.select(is_first, initial, before)
+
+
+def _start(frame: Frame, constants: ir.Value, block: ir.Value) -> tuple[list[ir.Value], list[ir.Value]]:
+    """Numbers of a block's slices, gate by gate, and their biases."""
+    body, b, kind = frame.body, frame.body.builder, frame.body.module.vector
+    pieces = [b.add(b.mul(body.const(gate), frame.blocks), block) for gate in range(frame.gates)]
+    bias = body.pointer(constants, 1)
+    return pieces, [b.load(body.at(bias, piece, kind), typ=kind, align=4) for piece in pieces]
+
+
+def _gathered_products(frame: Frame, constants: ir.Value, state: ir.Value, block: ir.Value) -> list[ir.Value]:
+    body, b, kind = frame.body, frame.body.builder, frame.body.module.vector
+    first, values, columns = (body.pointer(constants, i) for i in (3, 4, 5))
+    narrow, wide = ir.VectorType(I16, kind.count), ir.VectorType(I32, kind.count)
+    totals = []
+    for piece, bias in zip(*_start(frame, constants, block), strict=True):
+        start = body.load(first, piece, I64, align=8)
+        stop = body.load(first, b.add(piece, body.const(1)), I64, align=8)
+        with body.loop(start, stop, 1, [bias]) as step:
+            weight = b.load(body.at(values, step.index, kind), typ=kind, align=4)
+            column = b.load(body.at(columns, step.index, narrow), typ=narrow, align=2)
+            found = body.gather(state, b.zext(column, wide))
+            step.following = [body.fma(weight, found, step.state[0])]
+        totals.append(step.state[0])
+    return totals
+
+
+def _dense_products(frame: Frame, constants: ir.Value, state: ir.Value, block: ir.Value) -> list[ir.Value]:
+    """All gates in one loop, whose sums do not wait for each other."""
+    body, b, kind = frame.body, frame.body.builder, frame.body.module.vector
+    pieces, biases = _start(frame, constants, block)
+    weights = body.pointer(constants, 3)
+    columns = [body.at(weights, b.mul(piece, frame.hidden), kind) for piece in pieces]
+    with body.loop(0, frame.hidden, 1, biases) as step:
+        number = body.splat(body.load(state, step.index, F32))
+        step.following = [
+            body.fma(b.load(body.at(column, step.index, kind), typ=kind, align=4), number, total)
+            for column, total in zip(columns, step.state, strict=True)
+        ]
+    return step.state
+
+
+def _permuted_products(frame: Frame, constants: ir.Value, state: ir.Value, block: ir.Value) -> list[ir.Value]:
+    """All gates of a segment in one loop: their sums do not wait for each other, and its end is met once."""
+    body, b, kind = frame.body, frame.body.builder, frame.body.module.vector
+    first, values, columns = (body.pointer(constants, i) for i in (3, 4, 5))
+    narrow, wide = ir.VectorType(I8, kind.count), ir.VectorType(I32, kind.count)
+    permute = body.declared("llvm.x86.avx512.vpermi2var.ps.512", kind, [kind, wide, kind])
+    registers = SEGMENT // kind.count
+    segments = b.udiv(b.add(frame.hidden, body.const(SEGMENT - 1)), body.const(SEGMENT))
+    with body.loop(0, segments, 1, _start(frame, constants, block)[1]) as segment:
+        blocks = [b.add(b.mul(segment.index, body.const(registers)), body.const(i)) for i in range(registers)]
+        low, high = (frame.load(state, number, frame.lanes(number)) for number in blocks)
+        piece = b.add(b.mul(block, segments), segment.index)
+        start = body.load(first, piece, I64, align=8)
+        stop = body.load(first, b.add(piece, body.const(1)), I64, align=8)
+        with body.loop(start, stop, 1, segment.state) as step:
+            row = b.mul(step.index, body.const(frame.gates))
+            step.following = []
+            for gate, total in enumerate(step.state):
+                place = b.add(row, body.const(gate))
+                weight = b.load(body.at(values, place, kind), typ=kind, align=4)
+                column = b.load(body.at(columns, place, narrow), typ=narrow, align=1)
+                found = b.call(permute, [low, b.zext(column, wide), high])
+                step.following.append(body.fma(weight, found, total))
+        segment.following = step.state
+    return segment.state

@@ -1,0 +1,122 @@
+"""Straight-line code: every non-zero is an instruction. The main path for sparse layers.
+
+Source of the idea: Elsen, Dukhan, Gale and Simonyan, Fast Sparse ConvNets (2019), for sliding over positions
+with the weights in the order of use; Wilkinson, Cheshmi and Dehnavi, Register Tiling for Unstructured
+Sparsity (PLDI 2023), for keeping a block of rows in registers.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from llvmlite import ir
+
+from sparsify.engine import blocks
+from sparsify.engine.encode import Encoder, encoder
+from sparsify.engine.ir import I32, I64, POINTER, Body, Module
+from sparsify.engine.program import Convolution, Linear, Operation
+from sparsify.engine.sliding import entries
+from sparsify.engine.stage import Context, Proposal, Stage
+from sparsify.engine.tiles import Blocked, Layer, blocked_stage, cut_rows, prepare
+
+_LOADS = 6.2e9  # a second and thread
+_FETCH = {True: 30e9, False: 14e9}  # bytes of code and weights a second and thread, by whether all are cached
+_CACHED = 1 << 20  # non-zeros of a whole program whose code stays in the last cache
+_PIECES = 8  # that a panel is cut into, to fetch the next block between them
+_BYTES = 11  # of code and weights for each non-zero or column
+
+
+def propose(operation: Operation, context: Context) -> Proposal | None:
+    """Any Convolution or Linear on planes, where the target has an encoder."""
+    encode = encoder(context.target.level)
+    if encode is None or not isinstance(operation, Convolution | Linear):
+        return None
+    layer = prepare(operation, context)
+    if layer is None or layer.density >= context.tuning.dense_above:
+        return None
+    seconds = _seconds(layer, operation, encode, context)
+
+    def build() -> Stage:
+        blocked = _compile(operation, layer, encode, context.threads)
+        return blocked_stage("straight", operation, context, layer, blocked, seconds)
+
+    return Proposal(seconds, build)
+
+
+def _seconds(layer: Layer, operation: Convolution | Linear, encode: Encoder, context: Context) -> float:
+    """Two loads a cycle: a weight for each non-zero and, where any row of a block uses it, a column."""
+    rows, columns = len(operation.weight), operation.weight[0].size
+    used = columns * (1 - (1 - layer.density) ** min(rows, encode.rows)) * -(-rows // encode.rows)
+    loads = (layer.nonzeros + 2 * used) * len(layer.where.table)
+    code = (layer.nonzeros + used) * _BYTES
+    return (loads / _LOADS + code / _FETCH[context.nonzeros < _CACHED]) / context.threads
+
+
+def _compile(operation: Convolution | Linear, layer: Layer, encode: Encoder, threads: int) -> Blocked:
+    found = entries(operation, layer.input)
+    bounds = cut_rows(found.rows, encode.rows, threads, len(layer.where.table))
+    order = np.lexsort((found.row, found.shift, np.searchsorted(bounds, found.row, side="right")))
+    edges = np.searchsorted(found.row, bounds)  # rows are sorted, and stay within their block
+    pieces, streams, records, length, floats = [], [], [], 0, 0
+    for start, stop, a, b in zip(bounds[:-1], bounds[1:], edges[:-1], edges[1:], strict=True):
+        chosen = order[a:b]
+        rows = blocks.Rows(int(stop - start), found.row[chosen] - start, found.shift[chosen], found.value[chosen])
+        text = blocks.straight(rows, encode, layer.output.channel, operation.epilogue)
+        text += b"\xcc" * (-len(text) % 64)
+        part = blocks.stream(rows, operation.bias[start:stop], operation.epilogue)
+        records.append((length, floats * 4, start * layer.output.channel * 4, len(text), part.nbytes))
+        pieces.append(text)
+        streams.append(part)
+        length += len(text)
+        floats += len(part)
+    return Blocked(b"".join(pieces), np.concatenate(streams), np.array(records, np.int64))
+
+
+def emit(module: Module) -> None:
+    """void sparsify_block(buffers, constants, tile): run one block function over one panel.
+
+    Meanwhile the code and the weights of the next block are brought into the second-level cache: a core
+    fetches instructions from further away one line at a time, many times slower than it runs them.
+    """
+    body = Body(module, "sparsify_block")
+    b = body.builder
+    buffers, constants, tile = body.arguments
+    parameters, records, table, stream, code = (body.pointer(constants, i) for i in range(5))
+    count, panel, vectors, output, residual = body.numbers(parameters, 5)
+    first = b.mul(b.udiv(tile, count), panel)
+    number = b.urem(tile, count)
+    following = b.add(number, body.const(1))
+    following = b.select(b.icmp_signed("<", following, count), following, body.const(0))
+    record, upcoming = (body.at(records, b.mul(i, body.const(5)), I64) for i in (number, following))
+    code_at, stream_at, plane_at, code_length, stream_length = body.numbers(record, 5)
+    next_code, next_stream, _, next_code_length, next_stream_length = body.numbers(upcoming, 5)
+    here = body.smaller(b.sub(vectors, first), panel)
+    _fetch(body, body.bytes(code, code_at), body.const(0), code_length)
+    _fetch(body, body.bytes(stream, stream_at), body.const(0), stream_length)
+    step = b.add(b.udiv(here, body.const(_PIECES)), body.const(1))
+    with body.loop(0, b.udiv(b.add(here, b.sub(step, body.const(1))), step)) as piece:
+        done = b.mul(piece.index, step)
+        more = body.smaller(b.sub(here, done), step)
+        for base, start, length in (
+            (code, next_code, next_code_length),
+            (stream, next_stream, next_stream_length),
+        ):
+            edges = [b.and_(b.udiv(b.mul(length, e), here), body.const(-64)) for e in (done, b.add(done, more))]
+            _fetch(body, body.bytes(base, start), *edges)
+        arguments = [
+            body.pointer(buffers, 0),
+            body.bytes(body.pointer(buffers, output), plane_at),
+            body.bytes(stream, stream_at),
+            body.bytes(table, b.mul(b.add(first, done), body.const(16))),
+            more,
+            body.bytes(body.pointer(buffers, residual), plane_at),
+        ]
+        body.call(body.bytes(code, code_at), blocks.TYPE, arguments)
+    body.done()
+
+
+def _fetch(body: Body, base: ir.Value, start: ir.Value, stop: ir.Value) -> None:
+    """Bring base[start:stop] (bytes) into the second-level cache."""
+    prefetch = body.declared("llvm.prefetch.p0", ir.VoidType(), [POINTER, I32, I32, I32])
+    hints = [ir.Constant(I32, hint) for hint in (0, 2, 1)]  # read, second level, data
+    with body.loop(start, stop, 64) as line:
+        body.builder.call(prefetch, [body.bytes(base, line.index), *hints])

@@ -1,0 +1,111 @@
+"""How a value [n, c, h, w] lies in its buffer when kernels that slide over planes read or write it.
+
+    buffer[channel][phase][block of images][row][column][lane]
+
+Planes have borders that always hold `fill`, so that a tap outside the image is an ordinary load: a constant
+offset per (channel, tap), the same everywhere in the plane. Neighbouring rows share their border: the
+`pitch - columns` positions after one row are also those before the next.
+
+`lanes` images lie side by side in a vector when the batch is large enough; every load is then aligned and a
+vector is one position. Otherwise lanes is 1, a vector is as many positions of the flattened planes as fit,
+and a convolution of stride s reads planes that are split by phase (row % s, column % s), so that its taps
+too are constant offsets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+LINE = 16  # float32 in a cache line, and in the widest vector
+
+
+def up(number: int, multiple: int) -> int:
+    """`number` rounded up to a multiple."""
+    return -(-number // multiple) * multiple
+
+
+@dataclass(frozen=True)
+class Planes:
+    """The layout of one value. Positions are of one phase plane."""
+
+    images: int
+    channels: int
+    height: int
+    width: int
+    lanes: int
+    pitch: int  # positions from one row to the next
+    plane: int  # positions from one block of images to the next
+    lead: int  # positions before the first row of the first block
+    tail: int  # positions after the last row of the last block
+    phases: tuple[int, int] = (1, 1)  # vertical and horizontal
+    fill: float = 0.0
+    kept: tuple[int, int] | None = None  # phases that are there at all, the first ones (None: all)
+
+    @property
+    def split(self) -> tuple[int, int]:
+        """Phases that the buffer holds, vertical and horizontal."""
+        return self.kept or self.phases
+
+    @property
+    def blocks(self) -> int:
+        """Groups of `lanes` images."""
+        return -(-self.images // self.lanes)
+
+    @property
+    def phase(self) -> int:
+        """Floats from one phase to the next."""
+        return up((self.lead + self.blocks * self.plane + self.tail) * self.lanes, LINE)
+
+    @property
+    def channel(self) -> int:
+        """Floats from one channel to the next: an odd number of cache lines, so that the channels do not
+        all fall into the same few sets of a cache."""
+        lines = self.split[0] * self.split[1] * self.phase // LINE
+        return (lines | 1) * LINE
+
+    @property
+    def size(self) -> int:
+        """Floats of the whole buffer."""
+        return self.channels * self.channel
+
+    @property
+    def vectors(self) -> bool:
+        """Whether this is nothing but a vector for each image: [n, c, 1, 1]."""
+        return self.height == self.width == 1
+
+    def shift(self, row: int, column: int) -> int:
+        """Floats from the position (0, 0) of phase (0, 0) to element (row, column), borders included."""
+        down, right = self.phases
+        phase = (row % down) * self.split[1] + column % right
+        return phase * self.phase + ((row // down) * self.pitch + column // right) * self.lanes
+
+    @property
+    def elements(self) -> tuple[np.ndarray, np.ndarray]:
+        """The rows and the columns of the image that the buffer holds."""
+        row, column = np.arange(self.height), np.arange(self.width)
+        return row[row % self.phases[0] < self.split[0]], column[column % self.phases[1] < self.split[1]]
+
+    def index(self) -> np.ndarray:
+        """Offset in the buffer of every element that is there: int64 [n, c, h, w]."""
+        images = np.arange(self.images)
+        image = (images // self.lanes) * self.plane * self.lanes + images % self.lanes
+        channel = np.arange(self.channels) * self.channel
+        down, right = self.phases
+        row, column = self.elements
+        vertical = (row % down) * self.split[1] * self.phase + (row // down) * self.pitch * self.lanes
+        horizontal = (column % right) * self.phase + (column // right) * self.lanes
+        spatial = self.lead * self.lanes + vertical[:, None] + horizontal[None, :]
+        return image[:, None, None, None] + channel[None, :, None, None] + spatial
+
+    def pack(self, array: np.ndarray) -> np.ndarray:
+        """The buffer that holds `array` [n, c, h, w]: the definition that copying kernels are held to."""
+        buffer = np.full(self.size, self.fill, np.float32)
+        rows, columns = self.elements
+        buffer[self.index()] = array[:, :, rows][..., columns]
+        return buffer
+
+    def unpack(self, buffer: np.ndarray) -> np.ndarray:
+        """The array [n, c, h, w] in `buffer`, without the phases that are not kept."""
+        return buffer[self.index()]

@@ -1,0 +1,84 @@
+"""The kernel library: every kernel's native functions, compiled once for a CPU and kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import pkgutil
+import threading
+from functools import cache
+from types import ModuleType
+
+import llvmlite
+import llvmlite.binding as llvm
+from llvmlite import ir
+
+from sparsify.engine import cache as disk
+from sparsify.engine import kernels, runtime_ir
+from sparsify.engine.ir import Module
+from sparsify.engine.target import Target
+
+_LOCK = threading.Lock()
+
+
+@cache
+def kernel_files() -> dict[str, ModuleType]:
+    """Every kernel by the name of its file: a new kernel is found by being there."""
+    names = sorted(m.name for m in pkgutil.iter_modules(kernels.__path__) if not m.name.startswith("_"))
+    return {name: importlib.import_module(f"{kernels.__name__}.{name}") for name in names}
+
+
+class Library:
+    """Addresses of native functions by name."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        text = _assemble(target)
+        machine = llvm.Target.from_triple(target.triple).create_target_machine(
+            target.cpu, target.features, opt=3, jit=True
+        )
+        key = hashlib.sha256("\n".join((llvmlite.__version__, *map(str, target.key), text)).encode()).hexdigest()
+        code = disk.fetch(key)
+        if code is None:
+            code = _compile(text, machine)
+            disk.keep(key, code)
+        empty = llvm.parse_assembly("")
+        empty.triple = target.triple
+        self._engine = llvm.create_mcjit_compiler(empty, machine)
+        self._engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+        self._engine.finalize_object()
+
+    def address(self, function: str) -> int:
+        """Where a function is; 0 where there is none of this name."""
+        return self._engine.get_function_address(function)
+
+
+def library(target: Target) -> Library:
+    """The library for `target`, compiled or fetched from disk at the first call."""
+    with _LOCK:
+        return _library(target)
+
+
+@cache
+def _library(target: Target) -> Library:
+    return Library(target)
+
+
+def _assemble(target: Target) -> str:
+    module = Module(ir.Module("sparsify"), target)
+    module.llvm.triple = target.triple
+    runtime_ir.emit(module)
+    for file in kernel_files().values():
+        if hasattr(file, "emit"):
+            file.emit(module)
+    return str(module.llvm)
+
+
+def _compile(text: str, machine: llvm.TargetMachine) -> bytes:
+    module = llvm.parse_assembly(text)
+    module.verify()
+    options = llvm.create_pipeline_tuning_options(speed_level=2)
+    options.loop_vectorization = options.slp_vectorization = False  # the kernels are vectors already
+    builder = llvm.create_pass_builder(machine, options)
+    builder.getModulePassManager().run(module, builder)
+    return machine.emit_object(module)

@@ -1,0 +1,95 @@
+"""Memory for machine code, and arrays that begin on a cache line."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import sys
+import weakref
+
+import numpy as np
+
+LINE = 64  # bytes
+_HUGE = 2 << 20
+_READ, _WRITE, _EXECUTE = 1, 2, 4
+_MADV_HUGEPAGE = 14
+
+
+def aligned(count: int, dtype: type = np.float32, fill: float = 0) -> np.ndarray:
+    """An array [count] whose first element lies on a cache line."""
+    size = np.dtype(dtype).itemsize
+    raw: np.ndarray = np.full(count + LINE // size, fill, dtype)
+    start = -raw.ctypes.data % LINE // size
+    return raw[start : start + count]
+
+
+def copied(array: np.ndarray) -> np.ndarray:
+    """A flat copy that begins on a cache line."""
+    copy = aligned(array.size, array.dtype.type)
+    copy[:] = array.ravel()
+    return copy
+
+
+class Arena:
+    """One block of memory, handed out in pieces that begin on cache lines.
+
+    In large pages where the system gives them: a kernel touches hundreds of channels at once, each on a
+    page of its own otherwise, and a core finds only about a hundred pages quickly.
+    """
+
+    def __init__(self, size: int) -> None:
+        """`size`: all bytes that will be taken, each piece rounded up to whole cache lines."""
+        mapped = mmap.mmap(-1, -(-max(size, 1) // _HUGE) * _HUGE + _HUGE)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            mapped.madvise(mmap.MADV_HUGEPAGE)
+        memory = np.frombuffer(mapped, np.uint8)
+        self.size = size
+        self._next = -memory.ctypes.data % _HUGE
+        self._memory = memory
+
+    def take(self, size: int) -> np.ndarray:
+        """The next `size` bytes, zeros: uint8 [size]."""
+        piece = self._memory[self._next : self._next + size]
+        assert len(piece) == size, "the arena was made too small"
+        self._next += lines(size)
+        return piece
+
+
+def lines(size: int) -> int:
+    """`size` bytes rounded up to whole cache lines."""
+    return -(-size // LINE) * LINE
+
+
+class Code:
+    """Machine code in pages that are written first and made executable then, never both at once.
+
+    Raises OSError where the system refuses executable memory.
+    """
+
+    def __init__(self, code: bytes) -> None:
+        libc = _libc()
+        # Large pages, where the system gives them: code of many megabytes otherwise misses in the TLB.
+        self._length = -(-max(len(code), 1) // _HUGE) * _HUGE + _HUGE
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        mapped = libc.mmap(None, self._length, _READ | _WRITE, flags, -1, 0)
+        if mapped in (None, ctypes.c_void_p(-1).value):
+            raise OSError(ctypes.get_errno(), "no memory for machine code")
+        self._release = weakref.finalize(self, libc.munmap, mapped, self._length)
+        self.address = -(-mapped // _HUGE) * _HUGE
+        used = self._length - _HUGE
+        if sys.platform == "linux" and len(code) > _HUGE // 4:
+            libc.madvise(self.address, used, _MADV_HUGEPAGE)
+        ctypes.memmove(self.address, code, len(code))
+        if libc.mprotect(self.address, used, _READ | _EXECUTE) != 0:
+            raise OSError(ctypes.get_errno(), "the system refuses executable memory")
+
+
+def _libc() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None, use_errno=True)
+    pointer, size = ctypes.c_void_p, ctypes.c_size_t
+    libc.mmap.restype = pointer
+    libc.mmap.argtypes = [pointer, size, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+    for function in (libc.mprotect, libc.madvise):
+        function.argtypes = [pointer, size, ctypes.c_int]
+    libc.munmap.argtypes = [pointer, size]
+    return libc

@@ -1,0 +1,171 @@
+"""What every kernel that slides over planes computes:
+
+    y[o, p] = bias[o] + sum_j value[j] * x[shift[j] + p]        j over the non-zeros of row o
+
+A Convolution of any stride, dilation, padding and grouping, a Linear over a batch and, without weights, a
+Pool are cases of it. `positions` lists the vectors of p, `entries` the non-zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sparsify.engine.layout import LINE, Planes, up
+from sparsify.engine.program import Convolution, Linear, Pool, Shape
+from sparsify.engine.stage import Context
+
+Window = Convolution | Pool
+
+
+def as_images(shape: Shape) -> tuple[int, int, int, int] | None:
+    """A value's shape as [n, c, h, w], where planes can hold it: a batch of vectors has planes of 1 x 1."""
+    if len(shape) == 4:
+        n, c, h, w = shape
+        return n, c, h, w
+    if len(shape) in (2, 3):
+        return int(np.prod(shape[:-1])), shape[-1], 1, 1
+    return None
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How far an operator's taps go beyond the image, in rows and columns of a phase plane."""
+
+    top: int = 0
+    left: int = 0
+    bottom: int = 0
+    right: int = 0
+
+
+def reach(window: Window, input: Shape, output: Shape, split: bool) -> Reach:
+    """The border that `window` needs; `split` if the planes are split by phase."""
+    kernel, sides = _kernel(window), []
+    for axis in (0, 1):
+        stride, before = window.stride[axis], window.padding[axis]
+        first, last = -before, (kernel[axis] - 1) * window.dilation[axis] - before
+        size, steps = input[2 + axis], output[2 + axis]
+        if split:  # in units of phase planes
+            low, high, end = first // stride, last // stride + steps - 1, -(-size // stride) - 1
+        else:
+            low, high, end = first, last + (steps - 1) * stride, size - 1
+        sides.append((max(0, -low), max(0, high - end)))
+    (top, bottom), (left, right) = sides
+    return Reach(top, left, bottom, right)
+
+
+def view(window: Window, input: Shape, output: Planes, width: int, fill: float = 0.0) -> Planes:
+    """The layout in which a strided or padded `window` can read its input and write `output`."""
+    n, c, h, w = input
+    split = output.lanes == 1
+    edge = reach(window, input, (n, c, output.height, output.width), split)
+    before, after = edge.top, edge.bottom
+    if split:
+        pitch, plane = output.pitch, output.plane
+        phases = (window.stride[0], window.stride[1])
+        kept = (_phases(window, 0), _phases(window, 1))
+    else:
+        kept = None
+        pitch = w + max(edge.left, edge.right)
+        plane = (h + max(before, after)) * pitch
+        phases = (1, 1)
+    lead = before * pitch + edge.left
+    tail = after * pitch + edge.right + (width if split else 0)
+    return Planes(n, c, h, w, output.lanes, pitch, plane, up(lead, LINE) if split else lead, tail, phases, fill, kept)
+
+
+def _phases(window: Window, axis: int) -> int:
+    """How many phases the taps of one axis read: one if all of them fall on the first, else all."""
+    stride, first = window.stride[axis], -window.padding[axis]
+    count = _kernel(window)[axis]
+    return 1 if all((first + i * window.dilation[axis]) % stride == 0 for i in range(count)) else stride
+
+
+def _kernel(window: Window) -> tuple[int, int]:
+    if isinstance(window, Pool):
+        return window.kernel
+    return window.weight.shape[2], window.weight.shape[3]
+
+
+def source(operation: Convolution | Linear | Pool, context: Context) -> tuple[Planes, Planes] | None:
+    """The layouts in which `operation` reads its input and writes its output; None if not as planes."""
+    base, output = context.layouts[operation.input], context.layouts[operation.output]
+    if base is None or output is None:
+        return None
+    if isinstance(operation, Linear):
+        return base, output
+    shape = as_images(context.values[operation.input].shape)
+    assert shape is not None
+    if isinstance(operation, Pool):
+        fill = -np.inf if operation.kind == "max" and any(operation.padding) else 0.0
+        return view(operation, shape, output, context.target.width, fill), output
+    if operation.stride == (1, 1) or output.lanes > 1:
+        return base, output
+    return view(operation, shape, output, context.target.width), output
+
+
+def taps(window: Window, kernel: Sequence[int], layout: Planes) -> np.ndarray:
+    """Floats from an output position's place in the input plane to each tap: int64 [kh, kw]."""
+    rows = [i * window.dilation[0] - window.padding[0] for i in range(kernel[0])]
+    columns = [j * window.dilation[1] - window.padding[1] for j in range(kernel[1])]
+    return np.array([[layout.shift(r, c) for c in columns] for r in rows], np.int64).reshape(tuple(kernel))
+
+
+@dataclass(frozen=True, eq=False)
+class Positions:
+    """Vectors of p: int32 [vectors, 4] of input offset, output offset (bytes), mask bits, 0."""
+
+    table: np.ndarray
+    useful: int  # output positions that the vectors cover, lanes without an image not counted
+
+
+def positions(input: Planes, output: Planes, stride: tuple[int, int], width: int) -> Positions:
+    """The vectors in which an operator goes over `output`."""
+    useful = output.images * output.height * output.width
+    if output.lanes > 1:
+        block, row, column = np.meshgrid(
+            *(np.arange(k) for k in (output.blocks, output.height, output.width)), indexing="ij"
+        )
+        there = block * output.plane + row * output.pitch + column + output.lead
+        here = block * input.plane + row * stride[0] * input.pitch + column * stride[1] + input.lead
+        full = np.full(there.size, (1 << width) - 1)
+        columns = [here.ravel() * input.lanes * 4, there.ravel() * output.lanes * 4, full, full * 0]
+        return Positions(_table(columns), useful)
+    wanted = np.zeros(output.phase, bool)
+    wanted[output.index()[:, 0].ravel()] = True
+    start = output.lead // width * width
+    usable = wanted[start : start + up(len(wanted) - start, width)]
+    usable = np.pad(usable, (0, -len(usable) % width)).reshape(-1, width)
+    kept = usable.any(axis=1)
+    there = start + np.flatnonzero(kept) * width
+    masks = (usable[kept].astype(np.int64) << np.arange(width)).sum(axis=1)
+    return Positions(_table([(there + input.lead - output.lead) * 4, there * 4, masks, masks * 0]), useful)
+
+
+def _table(columns: Sequence[np.ndarray]) -> np.ndarray:
+    return np.stack(columns, axis=1).astype(np.uint32).view(np.int32)
+
+
+@dataclass(frozen=True, eq=False)
+class Entries:
+    """Non-zeros, row by row and in ascending shift: int64 row, int64 shift in floats, float32 value."""
+
+    rows: int
+    row: np.ndarray
+    shift: np.ndarray
+    value: np.ndarray
+
+
+def entries(operation: Convolution | Linear, input: Planes) -> Entries:
+    """The non-zeros of a layer's weight as shifts in the planes that it reads."""
+    weight = operation.weight
+    if isinstance(operation, Linear):
+        row, channel = np.nonzero(weight)
+        return Entries(len(weight), row, channel.astype(np.int64) * input.channel, weight[row, channel])
+    row, inner, down, right = np.nonzero(weight)
+    rows, per_group = weight.shape[:2]
+    channel = row // (rows // operation.groups) * per_group + inner
+    shift = channel * input.channel + taps(operation, weight.shape[2:], input)[down, right]
+    return Entries(rows, row, shift, weight[row, inner, down, right])

@@ -1,0 +1,78 @@
+"""The CPU that code is generated for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+import llvmlite.binding as llvm
+
+from sparsify.errors import EngineError
+
+Level = Literal["avx512", "avx2", "generic"]
+_WIDTH: dict[Level, int] = {"avx512": 16, "avx2": 8, "generic": 4}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A CPU as LLVM names it, and the vectors that kernels use on it."""
+
+    triple: str
+    cpu: str  # LLVM's name, as "znver5" or "x86-64"
+    features: str  # LLVM's feature string
+    level: Level  # which family of instructions generated code may use
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What distinguishes code for this CPU from code for another."""
+        return (self.triple, self.cpu, self.features, self.level)
+
+    @property
+    def width(self) -> int:
+        """Float32 lanes in one vector."""
+        return _WIDTH[self.level]
+
+
+@cache
+def host() -> Target:
+    """The CPU that this process runs on."""
+    _initialise()
+    features = llvm.get_host_cpu_features()
+    has = {name for name, there in features.items() if there}
+    level: Level = "generic"
+    if {"avx512f", "avx512vl", "avx512bw", "avx512dq"} <= has:
+        level = "avx512"
+    elif {"avx2", "fma"} <= has:
+        level = "avx2"
+    # Without this LLVM halves the vectors of many CPUs that have AVX-512.
+    flags = features.flatten() + (",-prefer-256-bit" if level == "avx512" else "")
+    return Target(llvm.get_process_triple(), llvm.get_host_cpu_name(), flags, level)
+
+
+def named(cpu: str) -> Target:
+    """A target by level, to test on one machine what others will run: "avx512", "avx2" or "generic".
+
+    Raises EngineError where this CPU lacks the instructions.
+    """
+    best = host()
+    order: list[Level] = ["generic", "avx2", "avx512"]
+    if cpu not in order:
+        raise EngineError(f"There is no target called '{cpu}'. Known: {', '.join(order)}.")
+    level: Level = order[order.index(cpu)]
+    if order.index(level) > order.index(best.level):
+        raise EngineError(
+            f"This CPU ({best.cpu}) has no {level} instructions, so code for it could not run here. "
+            f"Name '{best.level}' or leave the target out."
+        )
+    if level == best.level:
+        return best
+    if not best.triple.startswith("x86_64"):
+        return Target(best.triple, "generic", "", level)
+    return Target(best.triple, "x86-64-v3" if level == "avx2" else "x86-64", "", level)
+
+
+@cache
+def _initialise() -> None:
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()

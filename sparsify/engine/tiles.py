@@ -1,0 +1,109 @@
+"""How block functions are cut into tiles: row blocks times panels of positions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sparsify.engine.layout import Planes
+from sparsify.engine.memory import copied
+from sparsify.engine.program import Convolution, Linear
+from sparsify.engine.sliding import Positions, positions, source
+from sparsify.engine.stage import Context, Stage
+
+_SHARED = 16  # vectors a thread from which threads share positions rather than rows
+_FAR = 1 << 31  # bytes that a displacement reaches
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A layer as a kernel that slides over planes sees it."""
+
+    input: Planes
+    output: Planes
+    where: Positions
+    nonzeros: int
+    density: float
+
+
+@dataclass(frozen=True, eq=False)
+class Blocked:
+    """Compiled blocks: their code, their streams and, for each, where it finds both.
+
+    records: int64 [blocks, 5] of code, stream and output plane offset, code and stream length, all bytes.
+    """
+
+    code: bytes
+    stream: np.ndarray
+    records: np.ndarray
+
+
+def prepare(operation: Convolution | Linear, context: Context) -> Layer | None:
+    """What `operation` is on planes; None where its values do not lie in planes or are out of reach."""
+    found = source(operation, context)
+    if found is None or operation.weight.size == 0:
+        return None
+    input, output = found
+    if max(input.size, output.size) * 4 >= _FAR:
+        return None
+    stride = operation.stride if isinstance(operation, Convolution) else (1, 1)
+    nonzeros = int(np.count_nonzero(operation.weight))
+    where = positions(input, output, stride, context.target.width)
+    return Layer(input, output, where, nonzeros, nonzeros / operation.weight.size)
+
+
+def cut_rows(rows: int, most: int, threads: int, vectors: int) -> np.ndarray:
+    """Bounds of row blocks of nearly equal height; a multiple of `threads` of them where there are too few
+    `vectors` of positions to share."""
+    count = -(-rows // most)
+    if count > 1 and vectors < _SHARED * threads:
+        count = -(-count // threads) * threads
+    return np.linspace(0, rows, count + 1).round().astype(np.int64)
+
+
+def panel_length(layer: Layer, context: Context, blocks: int) -> int:
+    """Vectors of positions in one tile: as many as leave their input in the second-level cache, and few
+    enough to give each thread its tiles."""
+    vectors, width = len(layer.where.table), context.target.width
+    tuning = context.tuning
+    fitting = tuning.panel_bytes // (layer.input.channels * width * 4)
+    wanted = -(-context.threads * tuning.tiles_per_thread // blocks)  # panels, so that tiles suffice
+    longest = max(1, min(tuning.panel, max(fitting, 4), -(-vectors // wanted)))
+    return -(-vectors // -(-vectors // longest))  # equal panels
+
+
+def blocked_stage(
+    kernel: str,
+    operation: Convolution | Linear,
+    context: Context,
+    layer: Layer,
+    blocked: Blocked,
+    seconds: float,
+) -> Stage:
+    """The stage that runs a layer's blocks over all panels."""
+    blocks = len(blocked.records)
+    vectors = len(layer.where.table)
+    panel = panel_length(layer, context, blocks)
+    residual = operation.epilogue.residual
+    reads = (operation.input, residual) if residual is not None else (operation.input,)
+    output = len(reads)
+    parameters = np.array([blocks, panel, vectors, output, 1 if residual is not None else output], np.int64)
+    flops = 2.0 * layer.nonzeros * layer.where.useful
+    layouts = {operation.input: layer.input, operation.output: layer.output}
+    if residual is not None:
+        layouts[residual] = layer.output
+    return Stage(
+        kernel=kernel,
+        function="sparsify_block",
+        reads=reads,
+        writes=(operation.output,),
+        tiles=blocks * -(-vectors // panel),
+        constants=tuple(copied(a) for a in (parameters, blocked.records, layer.where.table, blocked.stream)),
+        layouts=layouts,
+        code=blocked.code,
+        flops=flops,
+        density=layer.density,
+        seconds=seconds,
+        why=f"density {layer.density:.0%}, {blocks} row blocks",
+    )

@@ -1,0 +1,27 @@
+"""The numbers that decide how kernels cut their work. All of them only change speed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from sparsify.errors import EngineError
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Defaults were measured on Zen 5 with AVX-512; other CPUs run correctly with them."""
+
+    panel: int = 32  # vectors of positions that one row block goes over before the next begins
+    panel_bytes: int = 384 << 10  # input that one panel may read, so that it stays in the second-level cache
+    dense_above: float = 0.5  # density from which the dense loop beats straight-line code
+    linear_images: int = 2  # batch from which a Linear slides over it instead of streaming its weights
+    batch_bytes: int = 8 << 20  # of the values around one operation: larger batches run in parts of this size
+    tiles_per_thread: int = 4  # pieces of work a thread and stage, where there is enough of it
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            if not getattr(self, item.name) > 0:
+                raise EngineError(
+                    f"Tuning.{item.name} is {getattr(self, item.name)}, but only numbers above zero mean "
+                    "anything there. Leave it out to get the default."
+                )

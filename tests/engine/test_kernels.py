@@ -1,0 +1,164 @@
+"""Every kernel on every target that this machine can run, against the float64 oracle."""
+
+import inspect
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparsify.engine.compile import compile_program
+from sparsify.engine.library import kernel_files
+from sparsify.engine.program import Elementwise, Pool, Rearrange, Reduce
+from sparsify.engine.tuning import Tuning
+from tests.engine.cases import check, convolution, levels, linear, program, target
+
+RNG = np.random.default_rng(0)
+STRAIGHT, DENSE = Tuning(dense_above=2), Tuning(dense_above=1e-9)
+
+
+def pool(kind, n=2, c=5, size=(9, 11), kernel=(3, 3), stride=(2, 2), padding=(1, 1, 1, 1), out=(5, 6), **more):
+    op = Pool(kind, "x", "y", kernel, stride, padding, **more)
+    return program([op], {"x": (n, c, *size), "y": (n, c, *out)}, ["y"])
+
+
+def one(operation, **shapes):
+    return program([operation], shapes, ["y"])
+
+
+ALL = {"straight", "dense", "loop", "compact"}
+MOST = ALL - {"dense"}
+# (name, program, kernels that must be able to run it). Names say which edge of a tile is crossed.
+CASES = [
+    ("one_row_block", convolution(RNG, o=27, c=16, size=(8, 8)), ALL),
+    ("one_row_more_than_a_block", convolution(RNG, o=28, c=16), ALL),
+    ("one_output_row", convolution(RNG, o=1, c=3), ALL),
+    ("stream_longer_than_a_step", convolution(RNG, o=30, c=64, density=0.9), ALL),
+    ("no_weight_at_all", convolution(RNG, density=0.0), MOST),
+    ("dense", convolution(RNG, density=1.0), ALL),
+    ("residual_relu6", convolution(RNG, residual=True, low=0.0, high=6.0), ALL),
+    ("stride", convolution(RNG, stride=(2, 2), size=(14, 13)), ALL),
+    ("stride_1x1", convolution(RNG, stride=(2, 2), kernel=(1, 1), padding=(0,) * 4), MOST),
+    ("stride_3", convolution(RNG, stride=(3, 2), kernel=(5, 3), padding=(2, 0, 1, 1)), MOST),
+    ("dilation", convolution(RNG, dilation=(2, 3), padding=(2, 3, 2, 3)), MOST),
+    ("valid", convolution(RNG, padding=(0,) * 4, size=(20, 17)), MOST),
+    ("padding_beyond_kernel", convolution(RNG, padding=(4, 5, 3, 4)), MOST),
+    ("groups", convolution(RNG, groups=4, c=16, o=32), MOST),
+    ("depthwise", convolution(RNG, groups=8, density=1.0, residual=True, low=0.0), {"taps", "loop"}),
+    ("depthwise_stride", convolution(RNG, groups=8, density=1.0, stride=(2, 2)), {"taps", "loop"}),
+    ("row", convolution(RNG, size=(1, 40), kernel=(1, 5), padding=(0, 2, 0, 2)), MOST),
+    ("images_in_lanes", convolution(RNG, n=16, c=6, o=30), ALL),
+    ("images_in_lanes_stride", convolution(RNG, n=17, stride=(2, 2), residual=True), MOST),
+    ("three_images", convolution(RNG, n=3, c=12, o=20, size=(7, 7)), ALL),
+    ("panels", convolution(RNG, size=(40, 41), c=4, o=4), ALL),
+    ("one_vector", linear(RNG, k=100, o=77), {"matvec"}),
+    ("one_vector_dense", linear(RNG, k=35, o=18, density=1.0, residual=True, low=0.0), {"matvec"}),
+    ("one_vector_long", linear(RNG, k=70000, o=3, density=0.01), {"matvec"}),
+    ("linear_batch", linear(RNG, leading=(5,), k=40, o=60, residual=True), ALL),
+    ("linear_sequence", linear(RNG, leading=(3, 11), k=40, o=60), ALL),
+    ("max_pool", pool("max"), {"taps"}),
+    ("average_pool", pool("average"), {"taps"}),
+    ("average_pool_counting", pool("average", count_padding=True), {"taps"}),
+    ("pool_in_lanes", pool("max", n=16), {"taps"}),
+    ("global_mean", one(Reduce("mean", "x", "y", (2, 3)), x=(1, 40, 7, 5), y=(1, 40, 1, 1)), {"mean"}),
+    ("global_mean_flat", one(Reduce("mean", "x", "y", (2, 3), False), x=(3, 4, 7, 5), y=(3, 4)), {"mean"}),
+    ("mean_in_lanes", one(Reduce("mean", "x", "y", (2, 3)), x=(16, 4, 7, 5), y=(16, 4, 1, 1)), {"mean"}),
+    ("add", one(Elementwise("add", ("x", "r"), "y"), **dict.fromkeys("xry", (2, 5, 30, 40))), {"flat"}),
+    ("relu", one(Elementwise("relu", ("x",), "y"), **dict.fromkeys("xy", (2, 3, 5, 7))), {"flat"}),
+    ("reshape", one(Rearrange("reshape", ("x",), "y"), x=(4, 9, 1, 1), y=(4, 9)), {"flat"}),
+]  # fmt: skip
+PAIRS = [(name, kernel) for name, _, kernels in CASES for kernel in sorted(kernels)]
+
+
+@pytest.mark.parametrize("level", levels())
+@pytest.mark.parametrize(("name", "kernel"), PAIRS, ids=[f"{n}-{k}" for n, k in PAIRS])
+def test_against_oracle(name, kernel, level):
+    if level == "generic" and kernel in ("straight", "dense"):
+        pytest.skip("needs an encoder for the CPU")
+    case = next(case for found, case, _ in CASES if found == name)
+    tuning = {"straight": STRAIGHT, "dense": DENSE}.get(kernel)
+    rows = check(case, level, prefer=kernel, tuning=tuning)
+    assert kernel in {row.kernel for row in rows}
+
+
+def test_every_kernel_for_planes_has_a_case():
+    tested = {kernel for _, _, kernels in CASES for kernel in kernels}
+    for name, file in kernel_files().items():
+        if "layouts=" in inspect.getsource(file):  # the others are held against the oracle in C order
+            assert name in tested, f"add a case for {name}"
+
+
+SMALL = st.integers(1, 3)
+SHAPES = st.fixed_dictionaries(
+    {
+        "n": st.sampled_from([1, 1, 2, 8, 16, 19]),
+        "c": st.integers(1, 20),
+        "o": st.integers(1, 60),
+        "size": st.tuples(st.integers(1, 20), st.integers(1, 36)),
+        "kernel": st.tuples(SMALL, SMALL),
+        "stride": st.tuples(SMALL, SMALL),
+        "dilation": st.tuples(st.integers(1, 2), st.integers(1, 2)),
+        "padding": st.tuples(*[st.integers(0, 3)] * 4),
+        "density": st.sampled_from([0.0, 0.05, 0.1, 0.3, 1.0]),
+        "residual": st.booleans(),
+        "low": st.sampled_from([-np.inf, 0.0]),
+        "high": st.sampled_from([np.inf, 1.0]),
+    }
+)
+
+
+@settings(max_examples=1500, deadline=None)
+@given(
+    shape=SHAPES,
+    level=st.sampled_from(levels()),
+    kernel=st.sampled_from(["straight", "dense", "loop", "compact"]),
+    threads=st.integers(1, 3),
+    panel=st.sampled_from([1, 2, 32]),
+)
+def test_any_convolution(shape, level, kernel, threads, panel):
+    case = convolution(np.random.default_rng(0), **shape)
+    if case is not None:
+        edge = 2.0 if kernel == "straight" else 1e-9
+        check(case, level, threads, prefer=kernel, tuning=Tuning(dense_above=edge, panel=panel))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    leading=st.sampled_from([(1,), (2,), (3,), (15,), (16,), (33,), (2, 9)]),
+    k=st.integers(1, 300),
+    o=st.integers(1, 90),
+    density=st.sampled_from([0.0, 0.05, 0.3, 1.0]),
+    residual=st.booleans(),
+    level=st.sampled_from(levels()),
+    linear_images=st.sampled_from([2, 100]),
+)
+def test_any_linear(leading, k, o, density, residual, level, linear_images):
+    case = linear(np.random.default_rng(0), leading=leading, k=k, o=o, density=density, residual=residual, low=0.0)
+    check(case, level, tuning=Tuning(linear_images=linear_images))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    kind=st.sampled_from(["max", "average"]),
+    n=st.sampled_from([1, 3, 16]),
+    size=st.tuples(st.integers(3, 20), st.integers(3, 20)),
+    kernel=st.tuples(SMALL, SMALL),
+    stride=st.tuples(SMALL, SMALL),
+    padded=st.booleans(),
+    count=st.booleans(),
+    level=st.sampled_from(levels()),
+)
+def test_any_pool(kind, n, size, kernel, stride, padded, count, level):
+    padding = tuple(k // 2 if padded else 0 for k in (*kernel, *kernel))
+    out = tuple((size[i] + padding[i] + padding[i + 2] - kernel[i]) // stride[i] + 1 for i in (0, 1))
+    check(pool(kind, n, 3, size, kernel, stride, padding, out, count_padding=count), level)
+
+
+def test_nan_and_infinity_survive_a_clamp():
+    case = convolution(RNG, c=1, o=1, kernel=(1, 1), padding=(0,) * 4, density=1.0, low=0.0, high=6.0)
+    x = np.zeros(case.inputs[0].shape, np.float32)
+    x[0, 0, 0, :3] = np.nan, np.inf, -np.inf
+    for level in levels():
+        y = compile_program(case, 1, target(level)).run([x])[0][0, 0, 0]
+        assert np.isnan(y[0])
+        assert sorted(y[1:3]) == [0.0, 6.0]

@@ -1,0 +1,78 @@
+"""Layouts, and the copies between them."""
+
+import ctypes
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparsify.engine.kernels.copy import copy_stage
+from sparsify.engine.layout import LINE, Planes, up
+from sparsify.engine.library import library
+from sparsify.engine.memory import aligned
+from tests.engine.cases import levels, target
+
+
+@st.composite
+def layouts(draw, shape, splittable):
+    n, c, h, w = shape
+    lanes = draw(st.sampled_from([1, 1, 4, 16]))
+    phases = kept = (1, 1)
+    if lanes == 1 and splittable and draw(st.booleans()):
+        phases = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+        kept = phases if draw(st.booleans()) else (1, 1)
+    rows, columns = -(-h // phases[0]), -(-w // phases[1])
+    pitch = columns + draw(st.integers(0, 3))
+    plane = (rows + draw(st.integers(0, 2))) * pitch
+    lead = draw(st.integers(0, 20))
+    tail = draw(st.integers(0, 5)) + (LINE if lanes == 1 else 0)
+    fill = draw(st.sampled_from([0.0, -np.inf]))
+    return Planes(n, c, h, w, lanes, pitch, plane, up(lead, LINE) if lanes == 1 else lead, tail, phases, fill, kept)
+
+
+@st.composite
+def copies(draw):
+    shape = draw(st.tuples(st.integers(1, 20), st.integers(1, 4), st.integers(1, 9), st.integers(1, 40)))
+    if draw(st.booleans()):
+        shape = (*shape[:2], 1, 1)
+    before = draw(st.none() | layouts(shape, splittable=False))
+    after = draw(st.none() | layouts(shape, splittable=True))
+    if before is not None and after is not None and before.lanes != after.lanes:
+        after = None  # the lanes of a value follow from its batch: two kinds do not meet
+    if after is not None and after.phases != (1, 1) and shape[2:] == (1, 1):
+        after = None
+    return shape, before, after
+
+
+@settings(max_examples=300, deadline=None)
+@given(copies(), st.sampled_from(levels()))
+def test_copy_is_what_the_definition_says(case, level):
+    shape, before, after = case
+    array = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    source = before.pack(array) if before else array.ravel().copy()
+    size = after.size if after else array.size
+    guard = 64
+    result = np.full(size + 2 * guard, 7.0, np.float32)
+    inside = result[guard : guard + size]
+    inside[:] = after.fill if after else 0
+    stage = copy_stage("v", shape, before, after)
+    run = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)(
+        library(target(level)).address(stage.function)
+    )
+    buffers = np.array([source.ctypes.data, inside.ctypes.data])
+    constants = np.array([c.ctypes.data for c in stage.constants])
+    for tile in range(stage.tiles):
+        run(buffers.ctypes.data, constants.ctypes.data, tile)
+    np.testing.assert_array_equal(inside, after.pack(array) if after else array.ravel())
+    assert (result[:guard] == 7).all() and (result[-guard:] == 7).all(), "wrote outside the buffer"
+
+
+def test_channels_do_not_fall_into_the_same_sets():
+    layout = Planes(1, 8, 16, 16, 1, 16, 256, 0, 0)
+    assert layout.channel // LINE % 2 == 1
+
+
+@pytest.mark.parametrize("count", [1, 1000])
+def test_aligned(count):
+    assert aligned(count).ctypes.data % 64 == 0
