@@ -6,6 +6,7 @@ must come out as they went in.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -58,9 +59,13 @@ class StoredTensor:
 
     def bits(self) -> np.ndarray:
         """All elements, [size], as unsigned integers of their width."""
+        chunks = self.chunks()
+        first = next(chunks, np.zeros(0, unsigned(self.dtype)))  # damage shows here, before anything is allocated
+        if len(first) == self.size:
+            return first
         found = np.empty(self.size, unsigned(self.dtype))
         start = 0
-        for chunk in self.chunks():
+        for chunk in itertools.chain([first], chunks):
             found[start : start + len(chunk)] = chunk
             start += len(chunk)
         return found
