@@ -10,7 +10,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
-MEMORY = 1 << 28  # bytes of tensors that may be under way beside the first
+MEMORY = 1 << 27  # bytes of tensors that may be under way beside the first
 
 
 def in_order(function: Callable[[T], R], items: Iterable[T], cost: Callable[[T], int]) -> Iterator[R]:

@@ -167,7 +167,7 @@ def test_counts_that_disagree(encoding, byte, packed, tmp_path):
     else:
         more[begin : begin + 8] = bytes([byte] * 8)
     fewer[begin : begin + 4] = bytes([255 - byte] * 4)
-    refused(bytes(more), tmp_path / "more.safetensors", "more positions than its|positions only, of")
+    refused(bytes(more), tmp_path / "more.safetensors", "more positions than its|positions only, of|lies outside")
     refused(bytes(fewer), tmp_path / "fewer.safetensors", "values but|lies outside|bits at and past")
 
 
