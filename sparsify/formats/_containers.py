@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from sparsify.errors import FormatError
-from sparsify.formats._bits import StoredTensor, of_array
+from sparsify.formats._bits import StoredTensor
 from sparsify.formats._header import TensorFile, read_file
 from sparsify.formats._metadata import KEY
 from sparsify.formats._packed import unpacked
@@ -107,9 +107,7 @@ def _weight_map(index: Path) -> dict[str, str]:
 def _open_onnx(path: Path) -> TensorFile:
     from sparsify.formats import onnx
 
-    model = onnx.read(path)
-    record = {KEY: model.metadata.model_dump_json()} if model.metadata else {}
-    return TensorFile({n: of_array(t, n) for n, t in model.tensors.items()}, {"format": "pt", **record})
+    return onnx.read_tensors(path)
 
 
 def _without_wrappers(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:

@@ -16,6 +16,7 @@ from sparsify.errors import FormatError
 from sparsify.files import require_space, staging
 from sparsify.formats import SparseModel, Written, check_against_metadata
 from sparsify.formats._bits import of_array
+from sparsify.formats._header import TensorFile
 from sparsify.formats._metadata import KEY, parse_metadata
 from sparsify.formats._onnx_constants import decoded
 from sparsify.formats._onnx_encode import NAMES, encode_weights, replace_data, rounded
@@ -53,6 +54,7 @@ def write(model: SparseModel, path: Path, *, encoding: str = "dense", values: st
     onnx.helper.set_model_props(proto, {KEY: record.model_dump_json()})
     proto.producer_name, proto.producer_version = "sparsify", record.producer.split()[-1]
     encoded = encode_weights(proto, encoding, value_type(values) if values else None, path)
+    require_space(path, sum(tensor.ByteSize() for tensor in proto.graph.initializer))
     with staging(path) as partial:
         save(proto, partial)
         error = error_against(module, sample, partial)
@@ -73,6 +75,14 @@ def read(path: Path) -> SparseModel:
     record = parse_metadata(properties[KEY], path)
     layers = [Layer(n, tuple(e.shape), e.positions, e.sparse) for n, e in record.layers.items()]
     return check_against_metadata(SparseModel(tensors, layers, record), path)
+
+
+def read_tensors(path: Path) -> TensorFile:
+    """Every initializer of a model, weights decoded, as its operators want them. Raises FormatError."""
+    proto = decoded(load(path), size_on_disk(path), path, casts=True)
+    metadata = {entry.key: entry.value for entry in proto.metadata_props if entry.key == KEY}
+    arrays = {tensor.name: _to_numpy(tensor, path) for tensor in proto.graph.initializer}
+    return TensorFile({name: of_array(array, name) for name, array in arrays.items()}, {"format": "pt", **metadata})
 
 
 def converts(source: Path) -> bool:

@@ -6,8 +6,10 @@ import json
 from collections import OrderedDict
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import helper, numpy_helper
 from safetensors.numpy import load_file, save_file
 from torch import nn
 from torch.nn.utils import prune
@@ -193,3 +195,17 @@ def test_onnx_becomes_safetensors(finished_run, tmp_path):
     assert written.digest == original.digest()
     found = read_model(written.path)
     assert all(np.array_equal(found.tensors[name], original.tensors[name]) for name in original.masks())
+
+
+def test_all_tensors_of_a_foreign_onnx_file(tmp_path):
+    """Biases too, and weights whichever way their operators want them."""
+    weight, bias = np.eye(60, 50, dtype=np.float32), np.ones(50, np.float32)
+    node = helper.make_node("Gemm", ["x", "w", "b"], ["y"])
+    ports = [helper.make_tensor_value_info(n, 1, ["n", k]) for n, k in (("x", 60), ("y", 50))]
+    constants = [numpy_helper.from_array(a, n) for n, a in (("w", weight), ("b", bias))]
+    graph = helper.make_graph([node], "g", ports[:1], ports[1:], constants)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]), tmp_path / "in.onnx")
+    export(tmp_path / "in.onnx", out=tmp_path / "packed.onnx", encoding="packed")
+    for name in ("in", "packed"):
+        found = converted(tmp_path / f"{name}.onnx", tmp_path / f"{name}.safetensors")
+        assert np.array_equal(found["w"], weight) and np.array_equal(found["b"], bias)
