@@ -143,17 +143,14 @@ def _reference(proto: onnx.ModelProto, path: Path) -> _Reference:
     save(proto, path)
     try:
         digest = read(path).digest()
-        outputs, inputs = run(path)
-    except FormatError:
-        raise
-    except (
-        Exception
-    ):  # operators of another program, or sizes that do not go together: onnxruntime says so in many ways
-        return _Reference(digest, None, None)
+        try:
+            outputs, inputs = run(path)
+        except Exception:  # other programs' operators, or sizes that do not fit: onnxruntime raises many kinds
+            return _Reference(digest, None, None)
+        return _Reference(digest, inputs, outputs)
     finally:
         for written in path.parent.glob(f"{path.name}*"):
             written.unlink()
-    return _Reference(digest, inputs, outputs)
 
 
 def _prune(proto: onnx.ModelProto, sparsity: float) -> None:
