@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -43,6 +44,42 @@ def replacing(path: Path) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def staging(path: Path) -> Iterator[Path]:
+    """A path of the same name in a temporary folder beside `path`; what is there afterwards moves up.
+
+    For files that name one another. The one at `path` moves last, so it never names one that is not there.
+    After an error nothing has moved. Raises DiskError as `replacing` does.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".part", dir=path.parent) as folder:
+            yield Path(folder) / path.name
+            written = sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name)
+            for file in written:
+                file.chmod(0o666 & ~_umask())
+                _sync(file)
+            for file in written:
+                file.replace(path.with_name(file.name))
+            _sync(path.parent)
+    except OSError as error:
+        raise DiskError(_explain(error, path)) from error
+
+
+def has_space(path: Path, size: int) -> bool:
+    """Whether `size` bytes fit on the disk of `path`."""
+    return shutil.disk_usage(_standing(path)).free >= size
+
+
+def require_space(path: Path, size: int) -> None:
+    """Raise DiskError, before anything is written, where `size` bytes do not fit on the disk of `path`."""
+    if not has_space(path, size):
+        raise DiskError(
+            f"{path} would take {size:,} bytes, more than are free on the disk that holds {_standing(path)}. Nothing "
+            f"was written. Free some space or name a path on another disk."
+        )
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Put `content` under `path`, all of it or nothing."""
     with replacing(path) as partial:
@@ -58,6 +95,11 @@ def write_with(path: Path, writer: Callable[[BinaryIO], object]) -> None:
     """Let `writer` fill an open file that takes `path`'s place when it is complete."""
     with replacing(path) as partial, partial.open("wb") as file:
         writer(file)
+
+
+def _standing(path: Path) -> Path:
+    """The nearest folder above `path` that exists already."""
+    return next(parent for parent in path.absolute().parents if parent.exists())
 
 
 def _sync(path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from inspect import Parameter, signature
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -30,7 +32,7 @@ def open_source(source: str | Path, changes: Sequence[str] = ()) -> SparseModel:
     standing = path.is_dir() or (path.is_file() and path.suffix != ".toml")
     if standing and changes:
         raise RecipeError(f"{path} is fixed: settings can be changed for recipes only. Leave them away.")
-    if path.is_dir():
+    if run_folder.is_run(path):
         return _open_run(path)
     if standing or path.suffix in _suffixes():
         return read_model(path)
@@ -50,39 +52,79 @@ def export(
     *,
     force: bool = False,
     changes: Sequence[str] = (),
+    watch: Callable[[int, int], object] | None = None,
+    **options: Any,
 ) -> Written:
     """Write a source as a model file and prove it: read again, masks recounted, outputs compared.
 
     format: by default the one that `out`'s suffix names, else onnx. out: by default the source's name in the
-    current folder. An existing file is replaced only with `force`. Raises SparsifyError; `out` is then as it was.
+    current folder. An existing file is replaced only with `force`. watch: called with (bytes done, bytes in all)
+    where the format counts them. options: those of the format, such as packed=True for safetensors; for sources
+    of other programs also prune=0.9. Raises SparsifyError; `out` is then as it was.
     """
     path = Path(out) if out is not None else None
     if format is None:
         by_suffix = {load_format(name).SUFFIX: name for name in names("formats")}
         format = by_suffix.get(path.suffix, "onnx") if path else "onnx"
     module = load_format(format)
-    path = path or Path(Path(source).stem if Path(source).is_file() else Path(source).name).with_suffix("")
-    if out is None:
-        path = path.with_name(path.name + module.SUFFIX)
+    path = path or _default_path(Path(source), module.SUFFIX, bool(options.get("packed")))
     if path.suffix != module.SUFFIX:
         raise FormatError(f"{path} does not end in {module.SUFFIX}, as files of the format {format} do. Rename it.")
     if path.exists() and not force:
         raise FormatError(f"{path} exists. Give --force to replace it, or another name with --out.")
+    file = _model_file(Path(source))
+    given = {name: value for name, value in options.items() if value not in (None, False)}
+    if watch is not None:
+        given["watch"] = watch
+    if file is not None and not changes and hasattr(module, "convert") and module.converts(file):
+        converted: Written = module.convert(file, path, **_accepted(module.convert, given, format))
+        return converted
+    return _write(source, module, path, changes, given, format)
+
+
+def _write(
+    source: str | Path, module: Any, path: Path, changes: Sequence[str], given: dict[str, Any], format: str
+) -> Written:
+    if "prune" in given:
+        raise FormatError(
+            f"--prune is for models of other programs, in a form that the format {format} can read. {source} gets its "
+            f"sparsity in training: see --sparsity."
+        )
     model = open_source(source, changes)
     if model.metadata is None:
         raise FormatError(
             f"{source} was not written by sparsify and does not say which network it holds, so it cannot be "
-            f"exported to another format. It can be inspected and benchmarked as it is."
+            f"exported as {format}. Its weights can be converted to safetensors; it can be inspected and, if it is "
+            f"an ONNX file, benchmarked as it is."
         )
-    written: Written = module.write(model, path)
+    written: Written = module.write(model, path, **_accepted(module.write, given, format))
     if written.digest != model.metadata.mask_digest:
         raise FormatError(f"The masks recounted from {path} are not the source's. This is a bug: please report it.")
     return written
 
 
+def _accepted(function: Callable[..., Written], given: dict[str, Any], format: str) -> dict[str, Any]:
+    """The options that a format's function takes. Raises FormatError for others; progress is simply not asked for."""
+    known = [name for name, part in signature(function).parameters.items() if part.kind is Parameter.KEYWORD_ONLY]
+    for name in given.keys() - {"watch", *known}:
+        raise FormatError(unknown(f"option of the format {format}", f"--{name}", [f"--{option}" for option in known]))
+    return {name: value for name, value in given.items() if name in known}
+
+
+def _default_path(source: Path, suffix: str, packed: bool) -> Path:
+    """The source's name in the current folder, with the suffix of what is written."""
+    name = source.stem.removesuffix(".sparse") if source.is_file() else source.name
+    return Path(f"{name}{'.sparse' if packed else ''}{suffix}")
+
+
+def _model_file(path: Path) -> Path | None:
+    """The file or folder that holds a source's model, or None where the model is made from a recipe or checkpoint."""
+    if run_folder.is_run(path):
+        path = path / run_folder.MODEL
+    return path if path.exists() and path.suffix != ".toml" else None
+
+
 def _open_run(folder: Path) -> SparseModel:
-    if not run_folder.is_run(folder):
-        raise RecipeError(f"{folder} is a folder but not a run: it has no {run_folder.RECIPE}. Check the path.")
     if (folder / run_folder.MODEL).is_file():
         return read_model(folder / run_folder.MODEL)
     recipe = load_recipe(folder / run_folder.RECIPE)

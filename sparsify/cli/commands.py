@@ -31,7 +31,7 @@ Method = Annotated[str | None, typer.Option(help="How connections are chosen: a 
 Distribution = Annotated[str | None, typer.Option(help="uniform, erdos-renyi, erdos-renyi-kernel.")]
 Sparsity = Annotated[float | None, typer.Option(help="Share of weights that are zero, 0 <= s < 1.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of initialisation, masks, data order and growth.")]
-Source = Annotated[str, typer.Argument(help="A run folder, a model file, or a recipe.")]
+Source = Annotated[str, typer.Argument(help="A run folder, a model file, a checkpoint, or a recipe.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -161,6 +161,10 @@ def export(
     source: Source,
     format: Annotated[str | None, typer.Option(help="onnx or safetensors [default: by --out, else onnx].")] = None,
     out: Annotated[Path | None, typer.Option(help="File to write [default: the source's name, here].")] = None,
+    packed: Annotated[bool, typer.Option("--packed", help="safetensors: non-zeros and positions only.")] = False,
+    encoding: Annotated[str | None, typer.Option(help="onnx: weights dense, packed or sparse-tensor.")] = None,
+    values: Annotated[str | None, typer.Option(help="Stored weights as float32, float16 or bfloat16.")] = None,
+    prune: Annotated[float | None, typer.Option(help="Magnitude-prune another program's model, as 0.9.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     method: Method = None,
     distribution: Distribution = None,
@@ -169,18 +173,27 @@ def export(
     set: Set = None,
     json: Json = False,
 ) -> None:
-    """Write a run as a model file; a recipe gives a freshly initialised, masked model for benchmarks."""
-    from sparsify.sources import export as write
+    """Write a run, or any program's checkpoint or ONNX file, as a model file, and prove it.
+
+    A recipe gives a freshly initialised, masked model for benchmarks. Other programs' models are safetensors files,
+    folders with an index of shards, torch checkpoints and ONNX files.
+    """
+    from sparsify.cli.progress import export_with_progress
 
     changes = _topology_changes(set, method, distribution, sparsity, seed)
-    written = write(source, format, out, force=force, changes=changes)
+    options = {"packed": packed, "encoding": encoding, "values": values, "prune": prune}
+    written = export_with_progress(source, format, out, force, changes, options, quiet=json)
     if json:
         _print_json({**dataclasses.asdict(written), "path": str(written.path)})
         return
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"Wrote {written.path}: {written.size:,} bytes, mask digest {written.digest}")
+    if written.dense_size:
+        console.print(f"The same weights dense: {written.dense_size:,} bytes")
     if written.relative_error is not None:
-        console.print(f"Checked in onnxruntime against torch: relative error {written.relative_error:.1e}")
+        console.print(f"Checked in onnxruntime against the source: relative error {written.relative_error:.1e}")
+    if written.folded:
+        console.print(f"onnxruntime folds all {written.folded} encoded weights when it opens the file")
 
 
 @app.command()

@@ -9,17 +9,21 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
+    TransferSpeedColumn,
 )
 
 from sparsify.bench.benchmark import Report, benchmark
 from sparsify.bench.comparison import Comparison, compare
+from sparsify.formats import Written
 from sparsify.recipe import Recipe
+from sparsify.sources import export
 from sparsify.training.distributed import speaks
 from sparsify.training.loop import Progress as Step
 from sparsify.training.loop import Result, train
@@ -88,6 +92,25 @@ def compare_with_progress(recipe: Recipe, options: dict[str, Any], quiet: bool) 
             bar.show(step, steps, f"{method}, seed {seed}")
 
         return compare(recipe, watch=watch, **options)
+
+
+def export_with_progress(
+    source: str,
+    format: str | None,
+    out: Path | None,
+    force: bool,
+    changes: Sequence[str],
+    options: dict[str, Any],
+    quiet: bool,
+) -> Written:
+    """`export` with a bar over the source's bytes, where the format counts them."""
+    columns = (BarColumn(24), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with _Bar(*columns, console=Console(), quiet=quiet) as bar:
+
+        def watch(done: int, total: int) -> None:
+            bar.show(done, total, "bytes")
+
+        return export(source, format, out, force=force, changes=changes, watch=watch, **options)
 
 
 def benchmark_with_progress(

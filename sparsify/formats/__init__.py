@@ -1,7 +1,9 @@
 """Model files. One file each; files whose names begin with an underscore are what they share.
 
-A format has `SUFFIX`, `write(model, path) -> Written` and `read(path) -> SparseModel`. Readers need numpy,
-safetensors and onnx, never torch: who deploys a sparse model installs no trainer.
+A format has `SUFFIX`, `write(model, path) -> Written` and `read(path) -> SparseModel`; keyword arguments of `write` are
+options of the command line. One that can read other programs' files also has `converts(source) -> bool` and
+`convert(source, path) -> Written`. Readers need numpy and onnx, never torch: who deploys a sparse model installs no
+trainer.
 """
 
 from __future__ import annotations
@@ -49,7 +51,9 @@ class Written:
     path: Path
     size: int  # bytes
     digest: str  # of the masks, recounted from the file
-    relative_error: float | None = None  # of its outputs against torch's, where a runtime ran it
+    relative_error: float | None = None  # of its outputs against the source's, where a runtime ran it
+    dense_size: int | None = None  # bytes of the same tensors, dense and as the source has them
+    folded: int | None = None  # encoded weights that onnxruntime turned into constants at load: all of them
 
 
 def load_format(name: str) -> Any:
@@ -58,14 +62,26 @@ def load_format(name: str) -> Any:
 
 
 def read_model(path: Path) -> SparseModel:
-    """Read a model file by its suffix. Raises FormatError where it is damaged or not a model."""
+    """Read a model file by its suffix, or whatever else a format can convert from: shards, a torch checkpoint.
+
+    Raises FormatError where it is damaged or not a model.
+    """
     modules = [load_format(name) for name in registry.names("formats")]
     for module in modules:
-        if path.suffix == module.SUFFIX:
+        if path.suffix == module.SUFFIX and not path.is_dir():
             if not path.is_file():
                 raise FormatError(f"There is no file {path}. Check the path.")
             model: SparseModel = module.read(path)
             return model
+    for module in modules:
+        if hasattr(module, "converts") and module.converts(path):
+            foreign: SparseModel = module.read(path)
+            return foreign
+    if path.is_dir():
+        raise FormatError(
+            f"{path} is a folder but neither a run, which has a recipe.toml, nor a checkpoint in shards, which has "
+            f"one model.safetensors.index.json. Check the path."
+        )
     known = ", ".join(module.SUFFIX for module in modules)
     raise FormatError(f"{path} has a suffix that no format answers to. Known: {known}.")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import onnx
+from google.protobuf.message import EncodeError
 
 from sparsify.topology.costs import Layer
 
@@ -34,7 +35,7 @@ def _shapes(proto: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     """Shape of every value for one sample: unknown leading dimensions count as 1; others leave it out."""
     try:
         inferred = onnx.shape_inference.infer_shapes(proto)
-    except (onnx.shape_inference.InferenceError, ValueError):  # above 2 GB it refuses
+    except (onnx.shape_inference.InferenceError, EncodeError, ValueError):  # above 2 GB it refuses
         return {}
     found = {}
     for value in [*inferred.graph.value_info, *inferred.graph.output]:

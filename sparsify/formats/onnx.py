@@ -1,70 +1,72 @@
 """ONNX: opset 20, dynamic batch, weights masked and otherwise as trained, our metadata in the model.
 
-The exporter's optimizer would fold batch norms into weights. That is left to the runtimes, all of which do
-it at load, so that the file holds the trained weights bit for bit.
+Weights are dense, packed, or sparse tensors (docs/format.md, section 2).
 """
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import warnings
-from collections.abc import Iterator
+import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 
 from sparsify.errors import FormatError
-from sparsify.files import replacing
+from sparsify.files import require_space, staging
 from sparsify.formats import SparseModel, Written, check_against_metadata
+from sparsify.formats._bits import of_array
+from sparsify.formats._header import TensorFile
 from sparsify.formats._metadata import KEY, parse_metadata
+from sparsify.formats._onnx_constants import decoded
+from sparsify.formats._onnx_encode import NAMES, encode_weights, replace_data, rounded
+from sparsify.formats._onnx_file import damaged, load, save, size_on_disk
 from sparsify.formats._onnx_graph import find_layers
+from sparsify.formats._onnx_proof import check_error, check_folded, compare, run
+from sparsify.formats._prune import check_sparsity
+from sparsify.formats._prune import prune as prune_weight
+from sparsify.formats._values import stored_model, value_type
 from sparsify.topology.costs import Layer
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
 SUFFIX = ".onnx"
-OPSET = 20
-TOLERANCE = 1e-4  # relative error of float32 outputs between runtimes that add in another order
 
 
-def write(model: SparseModel, path: Path) -> Written:
+def write(model: SparseModel, path: Path, *, encoding: str = "dense", values: str | None = None) -> Written:
     """Export through torch, then prove the file: read it, recount its masks, run it against torch.
 
-    The network must be one of ours (`model.metadata` says which). Raises FormatError where the file's
-    outputs differ from torch's, DiskError where it cannot be written; `path` is then left as it was.
+    encoding: dense, packed or sparse-tensor. values: float32, float16 or bfloat16 for the stored weights; they
+    are float32 again when the graph runs. The network must be one of ours (`model.metadata` says which).
+    Raises FormatError where the file's outputs differ from torch's or its weights are not folded at load,
+    DiskError where it cannot be written; `path` is then left as it was.
     """
     import torch
 
     from sparsify.formats._module import build_module
+    from sparsify.formats._onnx_export import error_against, export_module
 
+    tensors, record = stored_model(model, values)
+    arrays = {n: tensors[n].array().astype(t.dtype, copy=False) for n, t in model.tensors.items()}
+    model = dataclasses.replace(model, tensors=arrays, metadata=record)
     module = build_module(model)
-    assert model.metadata is not None
-    sample = torch.randn(3, *model.metadata.network.input_shape, generator=torch.Generator().manual_seed(0))
-    proto = _export(module, sample[:2])
-    onnx.helper.set_model_props(proto, {KEY: model.metadata.model_dump_json()})
-    proto.producer_name, proto.producer_version = "sparsify", model.metadata.producer.split()[-1]
-    with replacing(path) as partial:
-        partial.write_bytes(proto.SerializeToString(deterministic=True))
-        error = _error_against(module, sample, partial)
-        if not error < TOLERANCE:
-            raise FormatError(
-                f"The exported model's outputs differ from torch's by {error:.1e} (relative), more than "
-                f"{TOLERANCE:.0e} allows. Nothing was written. This is a bug of the exporter or of "
-                f"onnxruntime: please report it with the recipe."
-            )
+    assert record is not None
+    sample = torch.randn(3, *record.network.input_shape, generator=torch.Generator().manual_seed(0))
+    proto = export_module(module, sample[:2])
+    onnx.helper.set_model_props(proto, {KEY: record.model_dump_json()})
+    proto.producer_name, proto.producer_version = "sparsify", record.producer.split()[-1]
+    encoded = encode_weights(proto, encoding, value_type(values) if values else None, path)
+    require_space(path, sum(tensor.ByteSize() for tensor in proto.graph.initializer))
+    with staging(path) as partial:
+        save(proto, partial)
+        error = error_against(module, sample, partial)
+        check_error(error, path, "torch's")
+        folded = check_folded(partial, encoded)
         digest = read(partial).digest()
-    return Written(path, path.stat().st_size, digest, error)
+    return Written(path, size_on_disk(path), digest, error, _dense_size(arrays), folded)
 
 
 def read(path: Path) -> SparseModel:
-    """Read a model of ours or of anybody's. Raises FormatError where it is damaged."""
-    proto = load(path)
+    """Read a model of ours or of anybody's, however its weights are encoded. Raises FormatError where it is damaged."""
+    proto = decoded(load(path), size_on_disk(path), path, casts=True)
     properties = {entry.key: entry.value for entry in proto.metadata_props}
     tensors = {i.name: _to_numpy(i, path) for i in proto.graph.initializer}
     if KEY not in properties:
@@ -75,74 +77,95 @@ def read(path: Path) -> SparseModel:
     return check_against_metadata(SparseModel(tensors, layers, record), path)
 
 
-def load(path: Path) -> onnx.ModelProto:
-    """The model in a file. Raises FormatError where there is none."""
-    try:
-        proto = onnx.load(path)
-    except (DecodeError, OSError, ValueError, onnx.checker.ValidationError) as error:
-        raise FormatError(_damaged(path, str(error).split("\n")[0])) from None
-    if not proto.graph.node:
-        raise FormatError(_damaged(path, "it holds no graph"))
-    return proto
+def read_tensors(path: Path) -> TensorFile:
+    """Every initializer of a model, weights decoded, as its operators want them. Raises FormatError."""
+    proto = decoded(load(path), size_on_disk(path), path, casts=True)
+    metadata = {entry.key: entry.value for entry in proto.metadata_props if entry.key == KEY}
+    arrays = {tensor.name: _to_numpy(tensor, path) for tensor in proto.graph.initializer}
+    return TensorFile({name: of_array(array, name) for name, array in arrays.items()}, {"format": "pt", **metadata})
 
 
-def _export(module: nn.Module, sample: Tensor) -> onnx.ModelProto:
-    import onnx_ir.passes.common as passes
-    import torch
-    from onnxscript import optimizer, rewriter
-    from onnxscript.rewriter.rules import common as rules
+def converts(source: Path) -> bool:
+    """Whether `convert` can read this file."""
+    return source.suffix == SUFFIX
 
-    with _quiet():
-        program = torch.onnx.export(
-            module,
-            (sample,),
-            dynamo=True,
-            optimize=False,
-            opset_version=OPSET,
-            input_names=["input"],
-            output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            verbose=False,
+
+def convert(
+    source: Path, path: Path, *, encoding: str = "dense", values: str | None = None, prune: float | None = None
+) -> Written:
+    """Write an ONNX model, whoever made it, with its weights in another encoding, and prove it.
+
+    prune: sparsity to which the weights of Conv, Gemm and MatMul are magnitude-pruned first; other options as in
+    `write`. Outputs are compared with the source's, pruned and rounded likewise, in onnxruntime. Raises FormatError
+    as `write` does, and for models that sparsify trained if their record would no longer be true.
+    """
+    proto = decoded(load(source), size_on_disk(source), source, casts=False)
+    recorded = any(entry.key == KEY for entry in proto.metadata_props)
+    if recorded and values is not None:
+        return write(read(source), path, encoding=encoding, values=values)
+    if recorded and prune is not None:
+        raise FormatError(
+            f"{source} was trained by sparsify, and its record would no longer be true of a pruned model. Train at the "
+            f"sparsity that you need, or leave --prune away."
         )
-        assert program is not None
-        graph = program.model
-        optimizer.fold_constants(graph)
-        rewriter.rewrite(graph, [rules.materialize_reshape_shape_rule, rules.remove_optional_bias_from_conv_rule])
-    for clean in (
-        passes.IdentityEliminationPass(),
-        passes.CommonSubexpressionEliminationPass(),
-        passes.RemoveUnusedNodesPass(),
-        passes.LiftConstantsToInitializersPass(),
-        passes.ClearMetadataAndDocStringPass(),  # the exporter leaves stack traces with local paths
-    ):
-        clean(graph)
-    proto: onnx.ModelProto = program.model_proto
-    for value in [*proto.graph.input, *proto.graph.output, *proto.graph.value_info]:
-        del value.metadata_props[:]
-    del proto.graph.metadata_props[:]
-    return proto
+    if prune is not None:
+        check_sparsity(prune)
+        _prune(proto, prune)
+    if values is not None:
+        rounded(proto, value_type(values))
+    dense_size = sum(tensor.ByteSize() for tensor in proto.graph.initializer)
+    require_space(path, 2 * dense_size)  # the reference is on disk for a while, too
+    with staging(path) as partial:
+        reference = _reference(proto, partial.with_name("reference.onnx"))
+        encoded = encode_weights(proto, encoding, value_type(values) if values else None, source)
+        save(proto, partial)
+        error, folded = None, None
+        if reference.outputs is not None:
+            error = compare(reference.outputs, run(partial, reference.inputs)[0])
+            check_error(error, path, "the source's")
+            folded = check_folded(partial, encoded)
+        if read(partial).digest() != reference.digest:
+            raise FormatError(f"The masks recounted from {path} are not the source's. This is a bug: please report it.")
+    return Written(path, size_on_disk(path), reference.digest, error, dense_size, folded)
 
 
-def _error_against(module: nn.Module, sample: Tensor, path: Path) -> float:
-    """Largest relative error of the file's outputs in onnxruntime against torch, at two batch sizes."""
-    import onnxruntime
-    import torch
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Reference:
+    """What the source does."""
 
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    errors = []
-    for batch in (sample, sample[:1]):
-        with torch.no_grad():
-            expected = module(batch).numpy()
-        found = session.run(None, {"input": batch.numpy()})[0]
-        errors.append(float(np.linalg.norm(found - expected) / (np.linalg.norm(expected) + 1e-12)))
-    return max(errors)
+    digest: str
+    inputs: dict[str, np.ndarray] | None
+    outputs: list[np.ndarray] | None  # None where onnxruntime cannot run it on random inputs
+
+
+def _reference(proto: onnx.ModelProto, path: Path) -> _Reference:
+    """Run the source, which is on disk for as long as that takes."""
+    save(proto, path)
+    try:
+        digest = read(path).digest()
+        try:
+            outputs, inputs = run(path)
+        except Exception:  # other programs' operators, or sizes that do not fit: onnxruntime raises many kinds
+            return _Reference(digest, None, None)
+        return _Reference(digest, inputs, outputs)
+    finally:
+        for written in path.parent.glob(f"{path.name}*"):
+            written.unlink()
+
+
+def _prune(proto: onnx.ModelProto, sparsity: float) -> None:
+    weights = {layer.name for layer in find_layers(proto) if layer.sparse}
+    for tensor in proto.graph.initializer:
+        if tensor.name in weights and tensor.data_type in NAMES:
+            stored = of_array(numpy_helper.to_array(tensor), tensor.name)
+            replace_data(tensor, prune_weight(stored, sparsity).bits())
 
 
 def _to_numpy(tensor: onnx.TensorProto, path: Path) -> np.ndarray:
     try:
         return numpy_helper.to_array(tensor)
     except (ValueError, TypeError, KeyError) as error:
-        raise FormatError(_damaged(path, f"the tensor {tensor.name} cannot be decoded: {error}")) from None
+        raise damaged(path, f"the tensor {tensor.name} cannot be decoded: {error}") from None
 
 
 def _oriented(tensor: np.ndarray, layer: Layer) -> np.ndarray:
@@ -150,18 +173,5 @@ def _oriented(tensor: np.ndarray, layer: Layer) -> np.ndarray:
     return tensor if tensor.shape == layer.shape else np.ascontiguousarray(tensor.T)
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """torch's exporter warns about packages that it does not need here and about its own deprecations."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
-
-
-def _damaged(path: Path, found: str) -> str:
-    return f"{path} is not a readable ONNX model ({found}). It was cut short or damaged. Copy or export it again."
+def _dense_size(arrays: dict[str, np.ndarray]) -> int:
+    return sum(array.nbytes for array in arrays.values())

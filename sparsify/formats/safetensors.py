@@ -1,83 +1,165 @@
-"""safetensors: dense, masked weights that any tool reads, with our metadata in the header.
+"""safetensors: dense, masked weights that any tool reads, or packed ones (docs/format.md), with our metadata.
 
-The file is written here and not by the library, which orders its metadata at random: same input, same bytes.
+The files are written here and not by the library, which orders its metadata at random: same input, same bytes.
 """
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from sparsify.errors import FormatError
-from sparsify.files import write_with
+from sparsify.files import replacing
 from sparsify.formats import SparseModel, Written, check_against_metadata
-from sparsify.formats._metadata import KEY, parse_metadata
+from sparsify.formats._bits import cast
+from sparsify.formats._containers import WHOLE, container_opener, open_tensors
+from sparsify.formats._header import TensorFile, read_file
+from sparsify.formats._metadata import KEY, Metadata, parse_metadata
+from sparsify.formats._packed import broken, unpacked
+from sparsify.formats._prune import check_sparsity
+from sparsify.formats._prune import prune as prune_weight
+from sparsify.formats._values import stored_model, value_type
+from sparsify.formats._writer import Watch, check_space, unwatched, weights_digest, write_dense, write_packed
 from sparsify.topology.costs import Layer
 
 SUFFIX = ".safetensors"
-DTYPES = {
-    "float64": "F64", "float32": "F32", "float16": "F16", "int64": "I64", "int32": "I32", "int16": "I16",
-    "int8": "I8", "uint8": "U8", "bool": "BOOL",
-}  # fmt: skip
 
 
-def write(model: SparseModel, path: Path) -> Written:
-    """Write the dense, masked form; the same model gives the same bytes. Raises DiskError."""
-    names = sorted(model.tensors, key=lambda name: (-model.tensors[name].dtype.itemsize, name))
-    header = _header(model, names)
+def write(
+    model: SparseModel, path: Path, *, packed: bool = False, values: str | None = None, watch: Watch | None = None
+) -> Written:
+    """Write a model and prove it by reading it again; the same model gives the same bytes.
 
-    def fill(file: BinaryIO) -> None:
-        file.write(len(header).to_bytes(8, "little") + header)
-        for name in names:
-            file.write(np.ascontiguousarray(model.tensors[name]).tobytes())
+    packed: weights as their non-zeros and positions. values: float32, float16 or bfloat16 for the weights.
+    Raises DiskError, and FormatError for values too large for their type; `path` is then as it was.
+    """
+    file, live = _to_file(model, values)
+    digest = ""
 
-    write_with(path, fill)
-    return Written(path, path.stat().st_size, read(path).digest())
+    def prove(partial: Path) -> None:
+        nonlocal digest
+        digest = _load(unpacked(read_file(partial), partial), partial).digest()
+
+    _write(file, path, packed, watch, live, prove)
+    return Written(path, path.stat().st_size, digest, dense_size=_dense_size(file))
 
 
 def read(path: Path) -> SparseModel:
-    """Read a file of ours or of anybody's. Raises FormatError where it is damaged."""
-    try:
-        with safe_open(path, "numpy") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, TypeError, ValueError) as error:
+    """Read a file of ours or of anybody's, dense or packed, a sharded folder or a torch checkpoint.
+
+    Raises FormatError where it is damaged or does not agree with what it says of itself.
+    """
+    return _load(open_tensors(path), path)
+
+
+def converts(source: Path) -> bool:
+    """Whether `convert` can read this file or folder."""
+    return container_opener(source) is not None
+
+
+def convert(
+    source: Path,
+    path: Path,
+    *,
+    packed: bool = False,
+    values: str | None = None,
+    prune: float | None = None,
+    watch: Watch | None = None,
+) -> Written:
+    """Write the tensors of another file, one at a time: memory holds about the largest of them.
+
+    prune: sparsity to which each weight is magnitude-pruned first; other options as in `write`.
+    Raises SparsifyError where the source cannot be read or the masks of the result are not the source's.
+    """
+    file = open_tensors(source)
+    record = parse_metadata(file.metadata[KEY], source) if KEY in file.metadata else None
+    if record is not None and prune is not None:
         raise FormatError(
-            f"{path} is not a readable safetensors file ({error}). It was cut short, damaged, or holds a type "
-            f"that numpy lacks. Copy or export it again."
-        ) from None
-    if KEY not in metadata:
-        return SparseModel(tensors, _guess_layers(tensors), None)
-    record = parse_metadata(metadata[KEY], path)
+            f"{source} was trained by sparsify, and its record would no longer be true of a pruned model. Train at the "
+            f"sparsity that you need, or leave --prune away."
+        )
+    if record is not None and values is not None:
+        return write(_to_model(file, record), path, packed=packed, values=values, watch=watch)
+    file = _transformed(file, values, prune)
+    live = {name: np.array(zeros) for name, zeros in record.live_zeros.items()} if record else {}
+    digest = _write(file, path, packed, watch, live)
+    return Written(path, path.stat().st_size, record.mask_digest if record else digest, dense_size=_dense_size(file))
+
+
+def _transformed(file: TensorFile, values: str | None, sparsity: float | None) -> TensorFile:
+    tensors = file.tensors
+    if sparsity is not None:
+        check_sparsity(sparsity)
+        tensors = {name: prune_weight(tensor, sparsity) for name, tensor in tensors.items()}
+    if values is not None:
+        dtype = value_type(values)
+        tensors = {name: cast(t, dtype, name) if t.is_weight else t for name, t in tensors.items()}
+    return TensorFile(tensors, file.metadata)
+
+
+def _write(
+    file: TensorFile,
+    path: Path,
+    packed: bool,
+    watch: Watch | None,
+    live: dict[str, np.ndarray],
+    prove: Callable[[Path], object] | None = None,
+) -> str:
+    """Write either form and recount it; return the digest of the weights' masks.
+
+    prove: looks at the written file before it takes the place of what stands at `path`.
+    """
+    if packed and path.name == WHOLE:
+        raise FormatError(
+            f"A packed file must not be called {WHOLE}: programs that expect dense weights under that name would load "
+            f"it without its weights and say nothing. Name it model.sparse.safetensors."
+        )
+    check_space(file, path, packed)
+    with replacing(path) as partial:
+        with partial.open("w+b") as out:
+            if packed:
+                digest = write_packed(file, out, watch or unwatched, live)
+            else:
+                write_dense(file, out, watch or unwatched)
+                digest = weights_digest(file)
+        if weights_digest(unpacked(read_file(partial), partial)) != digest:
+            raise FormatError(
+                f"The masks recounted from {path} are not the source's. Nothing was written. "
+                f"The disk or the source failed while it was read; if it happens again, please report it."
+            )
+        if prove is not None:
+            prove(partial)
+    return digest
+
+
+def _load(file: TensorFile, path: Path) -> SparseModel:
+    if KEY in file.metadata:
+        return check_against_metadata(_to_model(file, parse_metadata(file.metadata[KEY], path)), path)
+    layers = [Layer(name, tensor.shape, 0) for name, tensor in file.tensors.items() if tensor.is_weight]
+    model = SparseModel(_arrays(file), layers, None)
+    if file.mask_digest not in (None, model.digest()):
+        raise broken(path, "the non-zeros counted in it do not give the recorded mask digest")
+    return model
+
+
+def _to_file(model: SparseModel, values: str | None) -> tuple[TensorFile, dict[str, np.ndarray]]:
+    tensors, record = stored_model(model, values)
+    if record is None:
+        return TensorFile(tensors, {"format": "pt"}), {}
+    live = {name: np.array(zeros) for name, zeros in record.live_zeros.items()}
+    return TensorFile(tensors, {"format": "pt", KEY: record.model_dump_json()}), live
+
+
+def _to_model(file: TensorFile, record: Metadata) -> SparseModel:
     layers = [Layer(name, tuple(layer.shape), layer.positions, layer.sparse) for name, layer in record.layers.items()]
-    return check_against_metadata(SparseModel(tensors, layers, record), path)
+    return SparseModel(_arrays(file), layers, record)
 
 
-def _header(model: SparseModel, names: list[str]) -> bytes:
-    """JSON padded with spaces to a multiple of 8, so that the data behind it is aligned."""
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    if model.metadata is not None:
-        entries["__metadata__"] = {"format": "pt", KEY: model.metadata.model_dump_json()}
-    start = 0
-    for name in names:
-        tensor = model.tensors[name]
-        if tensor.dtype.name not in DTYPES:
-            raise FormatError(f"{name} is of type {tensor.dtype}, which safetensors cannot hold. Convert it first.")
-        end = start + tensor.nbytes
-        entries[name] = {
-            "dtype": DTYPES[tensor.dtype.name],
-            "shape": list(tensor.shape),
-            "data_offsets": [start, end],
-        }
-        start = end
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    return text + b" " * (-len(text) % 8)
+def _arrays(file: TensorFile) -> dict[str, np.ndarray]:
+    return {name: tensor.array() for name, tensor in file.tensors.items()}
 
 
-def _guess_layers(tensors: dict[str, np.ndarray]) -> list[Layer]:
-    """Matrices and kernels of a file without metadata; how often each is used is not known."""
-    return [Layer(name, t.shape, 0) for name, t in tensors.items() if t.ndim > 1 and t.dtype.kind == "f"]
+def _dense_size(file: TensorFile) -> int:
+    return sum(tensor.nbytes for tensor in file.tensors.values())

@@ -3,9 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+
+
+class MaskHasher:
+    """The digest of masks that arrive one by one, in the order of their names."""
+
+    def __init__(self) -> None:
+        self._hasher = hashlib.sha256()
+
+    def add(self, name: str, shape: Sequence[int], bits: np.ndarray) -> None:
+        """bits: the mask, little bit order, [⌈n/8⌉] uint8."""
+        self._hasher.update(f"{name}\0{','.join(map(str, shape))}\0".encode())
+        self._hasher.update(np.ascontiguousarray(bits).data)
+
+    def hexdigest(self) -> str:
+        return self._hasher.hexdigest()
 
 
 def mask_digest(masks: Mapping[str, np.ndarray]) -> str:
@@ -13,9 +28,8 @@ def mask_digest(masks: Mapping[str, np.ndarray]) -> str:
 
     masks: bool arrays in the shape of the weights [out, in, kernel...], by the weight's name in the model.
     """
-    hasher = hashlib.sha256()
+    hasher = MaskHasher()
     for name in sorted(masks):
         mask = masks[name]
-        hasher.update(f"{name}\0{','.join(map(str, mask.shape))}\0".encode())
-        hasher.update(np.packbits(mask.astype(bool).ravel(), bitorder="little").tobytes())
+        hasher.add(name, mask.shape, np.packbits(mask.astype(bool).ravel(), bitorder="little"))
     return hasher.hexdigest()

@@ -199,7 +199,7 @@ def test_sources_that_are_not_there(tmp_path, finished_run):
         open_source("lenet")
     with pytest.raises(FormatError, match="There is no file .*missing.onnx"):
         open_source(tmp_path / "missing.onnx")
-    with pytest.raises(RecipeError, match="is a folder but not a run"):
+    with pytest.raises(FormatError, match="is a folder but neither a run"):
         open_source(tmp_path)
     with pytest.raises(RecipeError, match="is fixed: settings can be changed for recipes only"):
         open_source(finished_run, ["topology.sparsity=0.5"])
