@@ -118,7 +118,7 @@ def test_onnx_is_valid_dynamic_and_agrees_with_torch(finished_run, tmp_path):
 @pytest.mark.parametrize("source", recipe_names())
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_file_becomes_the_same_torch_module_again(name, source, tmp_path):
-    model = open_source(source)
+    model = open_source(source, ["model.width_multiplier=0.25"])
     path = tmp_path / f"model{load_format(name).SUFFIX}"
     load_format(name).write(model, path)
     again = build_module(read_model(path)).state_dict()
