@@ -64,6 +64,7 @@ def bench_table(report: Report) -> RenderableType:
             f"{ratio.median:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]",
         )
     notes = [f"{row.source} in {row.version}: {row.verdict}." for row in report.rows]
+    notes += _against_the_best(report.rows)
     notes += [f"Left out: {what}, because {why}." for what, why in report.left_out.items()]
     notes += [
         f"Medians of {report.protocol['rounds']} rounds, ± the largest deviation of a round; the dense twin is the "
@@ -169,6 +170,19 @@ def _list(values: Iterable[object]) -> str:
 def _spread(value: Interval) -> str:
     deviation = max(value.high - value.median, value.median - value.low) / value.median
     return f"{value.median:.3g} ±{deviation:.0%}"
+
+
+def _against_the_best(rows: list[Row]) -> list[str]:
+    """What sparsity buys a user who would otherwise deploy the dense model in whatever runs it fastest."""
+    lines = []
+    for source in dict.fromkeys(row.source for row in rows):
+        mine = [row for row in rows if row.source == source]
+        dense, sparse = min(mine, key=lambda r: r.dense_ms.median), min(mine, key=lambda r: r.sparse_ms.median)
+        ratio = dense.dense_ms.median / sparse.sparse_ms.median
+        lines.append(
+            f"{source}: {sparse.runtime} sparse is {ratio:.2f}x as fast as {dense.runtime} dense, the best of each."
+        )
+    return lines
 
 
 def _noise(rows: list[Row]) -> list[str]:

@@ -65,6 +65,11 @@ def test_the_bench_table_says_what_was_found(finished_run, tmp_path):
     report = benchmark([tmp_path / "m.onnx"], ["onnxruntime"], rounds=2, seconds=0.001, threads=1)
     text = shown(bench_table(report))
     assert report.rows[0].verdict.split(" (")[0] in " ".join(text.split())
+    row = report.rows[0]
+    against_the_best = (
+        f"onnxruntime sparse is {row.dense_ms.median / row.sparse_ms.median:.2f}x as fast as onnxruntime dense"
+    )
+    assert against_the_best in " ".join(text.split())
     assert "onnxruntime" in text and "dense twin" in text and "…" not in text
 
 
