@@ -13,11 +13,12 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from sparsify.bench.machine import available_cores, describe_machine
+from sparsify.bench.machine import describe_machine
 from sparsify.bench.protocol import Contender, compare_outputs, running, take_turns
 from sparsify.bench.statistics import Interval, interval, speed_up, verdict
 from sparsify.engine import InferenceSession
 from sparsify.engine.explain import Explanation
+from sparsify.engine.target import available_cores
 from sparsify.errors import BenchError
 from sparsify.formats import SparseModel, densified
 from sparsify.formats import onnx as onnx_format

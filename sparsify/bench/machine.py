@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsify import __version__
+from sparsify.engine.target import available_cores
 
 EXTENSIONS = (
     "sse4_2",
@@ -37,11 +38,6 @@ def describe_machine(threads: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "sparsify": __version__,
     }
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cpu_info() -> dict[str, str]:

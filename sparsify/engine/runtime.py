@@ -14,6 +14,7 @@ import numpy as np
 from sparsify.engine.library import Library
 from sparsify.engine.memory import aligned
 from sparsify.engine.runtime_ir import JOB, LINE, POOL_ACTIVE, POOL_PARKED, RECORD
+from sparsify.engine.target import available_cores
 
 _SPINS = 16000  # pauses, some 200 microseconds in all, before a waiting thread gives up its core
 _CROWDED = 50  # the same where there are more threads than cores
@@ -24,8 +25,7 @@ _SERVE = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_void_p, ctypes.c_int64, cty
 
 def spins(threads: int) -> int:
     """How long a thread should wait before it yields."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return _SPINS if threads <= cores else _CROWDED
+    return _SPINS if threads <= available_cores() else _CROWDED
 
 
 class Job:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from sparsify.engine.explain import Explanation
 from sparsify.engine.front import build, load
 from sparsify.engine.front.graph import Graph, Port
 from sparsify.engine.program import Shape
+from sparsify.engine.target import available_cores
 from sparsify.errors import EngineError
 
 Array = np.ndarray[Any, Any]
@@ -46,7 +46,7 @@ class InferenceSession:
         if threads is not None and threads < 1:
             raise EngineError(f"A session needs at least one thread, not {threads}. Leave it out to use all cores.")
         self._graph: Graph = load(source)
-        self._threads = threads or _cores()
+        self._threads = threads or available_cores()
         self._executables: OrderedDict[tuple[Shape, ...], Executable | Batches] = OrderedDict()
         self._lock = threading.Lock()
         self._building = threading.Lock()
@@ -111,11 +111,6 @@ class InferenceSession:
             if shapes in self._executables:
                 self._executables.move_to_end(shapes)
             return self._executables.get(shapes)
-
-
-def _cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 ONNX_NAMES = {"float32": "float", "float64": "double", "object": "string"}
