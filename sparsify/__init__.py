@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from sparsify.bench.comparison import compare as compare
     from sparsify.errors import SparsifyError as SparsifyError
     from sparsify.formats import SparseModel as SparseModel
+    from sparsify.interpolation import Landscape as Landscape
+    from sparsify.interpolation import landscape as landscape
     from sparsify.recipe import Recipe as Recipe
     from sparsify.recipe import load_recipe as load_recipe
     from sparsify.report.inspection import Inspection as Inspection
@@ -36,6 +38,7 @@ __version__ = "0.1.0"
 _HOME = {
     "Comparison": "bench.comparison",
     "Inspection": "report.inspection",
+    "Landscape": "interpolation",
     "Recipe": "recipe",
     "Report": "bench.benchmark",
     "SparseModel": "formats",
@@ -44,6 +47,7 @@ _HOME = {
     "compare": "bench.comparison",
     "export": "sources",
     "inspect": "report.inspection",
+    "landscape": "interpolation",
     "load_recipe": "recipe",
     "open_source": "sources",
     "plot_inspection": "report.plots",

@@ -54,6 +54,7 @@ class Topology(Section):
     t_end: Fraction = 0.75  # no updates after this share of training
     schedule: Literal["cosine", "constant", "linear", "inverse_power"] = "cosine"
     power: Positive = 3.0  # exponent of inverse_power
+    masks_from: str | None = None  # a run or model file whose masks are the first ones; weights are initialised anew
     options: dict[str, Any] = {}  # the method's own, [topology.options]; see the fields of its class
 
 
@@ -73,6 +74,7 @@ class Training(Section):
     accumulate: Count = 1  # parts that a batch is computed in; gradients add up
     evaluate_every: Positive = 1.0  # epochs
     seed: Annotated[int, Field(ge=0)] = 0
+    start_from: str | None = None  # a run or model file whose masks and weights are the first ones
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:

@@ -31,6 +31,7 @@ Method = Annotated[str | None, typer.Option(help="How connections are chosen: a 
 Distribution = Annotated[str | None, typer.Option(help="uniform, erdos-renyi, erdos-renyi-kernel.")]
 Sparsity = Annotated[float | None, typer.Option(help="Share of weights that are zero, 0 <= s < 1.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of initialisation, masks, data order and growth.")]
+DataFolder = Annotated[Path | None, typer.Option(help="Folder of the data sets [default: $SPARSIFY_DATA or ~/data].")]
 Source = Annotated[str, typer.Argument(help="A run folder, a model file, a checkpoint, or a recipe.")]
 
 
@@ -55,9 +56,7 @@ def train(
     steps: Annotated[int | None, typer.Option(help="Length of training in optimizer steps.")] = None,
     seed: Seed = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
-    data: Annotated[
-        Path | None, typer.Option(help="Folder of the data sets [default: $SPARSIFY_DATA or ~/data].")
-    ] = None,
+    data: DataFolder = None,
     out: Annotated[Path | None, typer.Option(help="Run folder [default: runs/RECIPE-METHOD-SPARSITY-seedN].")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out from its checkpoint.")] = False,
     set: Set = None,
@@ -102,9 +101,7 @@ def compare(
     sparsity: Sparsity = None,
     epochs: Annotated[float | None, typer.Option(help="Length of training; schedules stretch with it.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
-    data: Annotated[
-        Path | None, typer.Option(help="Folder of the data sets [default: $SPARSIFY_DATA or ~/data].")
-    ] = None,
+    data: DataFolder = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the runs [default: runs/compare-RECIPE-AT].")] = None,
     set: Set = None,
     json: Json = False,
@@ -117,7 +114,7 @@ def compare(
     changes = _topology_changes(set, None, distribution, sparsity)
     chosen = load_recipe(recipe, [*changes, *_changes(None, {"training.epochs": epochs})])
     options = {
-        "methods": [name for name in methods.split(",") if name] if methods else None,
+        "methods": _names(methods) if methods else None,
         "seeds": _numbers(seeds),
         "at_equal": at_equal,
         "out": out,
@@ -250,6 +247,40 @@ def run(
         console.print(f"{name} {output['shape']}: {output['first']}", markup=False)
     if out is not None:
         console.print(f"Wrote {out}")
+
+
+@app.command()
+def landscape(
+    start: Annotated[str, typer.Argument(help="A run or model file.")],
+    end: Annotated[str, typer.Argument(help="Another of the same network and data set.")],
+    curve: Annotated[str, typer.Option(help="Curves beside the line.")] = "quadratic,cubic",
+    space: Annotated[str, typer.Option(help="sparse: where either end has connections; full.")] = "sparse,full",
+    points: Annotated[int, typer.Option(help="Places on a path, ends included.")] = 21,
+    steps: Annotated[int, typer.Option(help="Optimizer steps that fit a curve.")] = 1000,
+    samples: Annotated[int, typer.Option(help="Training samples that a loss is a mean over.")] = 10_000,
+    data: DataFolder = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the losses into FILE.svg, .png or .pdf.")] = None,
+    json: Json = False,
+) -> None:
+    """Measure the training loss on paths between two solutions: a line, and curves fitted to lower it."""
+    from sparsify.cli.progress import landscape_with_progress
+    from sparsify.report.plots import check_suffix, plot_landscape
+    from sparsify.report.tables import landscape_table
+
+    if plot is not None:
+        check_suffix(plot)
+    options = {"curves": _names(curve), "spaces": _names(space), "points": points, "steps": steps, "samples": samples}
+    found = landscape_with_progress(start, end, {**options, "data": data}, quiet=json)
+    if plot is not None:
+        plot_landscape(found, plot)
+    if json:
+        _print_json(dataclasses.asdict(found))
+    else:
+        Console(highlight=False).print(landscape_table(found))
+
+
+def _names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
 
 
 def _topology_changes(

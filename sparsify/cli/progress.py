@@ -22,6 +22,7 @@ from rich.progress import (
 from sparsify.bench.benchmark import Report, benchmark
 from sparsify.bench.comparison import Comparison, compare
 from sparsify.formats import Written
+from sparsify.interpolation import Landscape, landscape
 from sparsify.recipe import Recipe
 from sparsify.sources import export
 from sparsify.training.distributed import speaks
@@ -128,6 +129,13 @@ def benchmark_with_progress(
             bar.show(turn, turns, "turns")
 
         return benchmark(sources, runtimes, changes=changes, watch=watch, **options)
+
+
+def landscape_with_progress(start: str, end: str, options: dict[str, Any], quiet: bool) -> Landscape:
+    """`landscape` with a bar over fitting steps and places."""
+    columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn())
+    with _Bar(*columns, console=Console(), quiet=quiet) as bar:
+        return landscape(start, end, watch=bar.show, **options)
 
 
 def _describe(line: dict[str, Any], accuracy: str) -> str:

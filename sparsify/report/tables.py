@@ -12,9 +12,11 @@ from rich.text import Text
 from sparsify.bench.benchmark import Report, Row
 from sparsify.bench.comparison import Comparison
 from sparsify.bench.statistics import Interval
+from sparsify.interpolation import Landscape
 from sparsify.report.inspection import Inspection, LayerRow
 
 EIGHTHS = " ▏▎▍▌▋▊▉█"
+EIGHTH_HEIGHTS = "▁▂▃▄▅▆▇█"
 BAR = 6  # characters
 WIDE = 88  # columns that the whole inspection needs
 SHORT = {"erdos_renyi": "ER", "erdos_renyi_kernel": "ERK", "uniform": "unif."}
@@ -94,6 +96,25 @@ def comparison_table(found: Comparison) -> RenderableType:
             human_count(row.inference_flops),
         )
     notes = f"Mean ± standard deviation over seeds; FLOPs as trained. Runs: {found.folder}"
+    return Group(table, Text(notes))
+
+
+def landscape_table(found: Landscape) -> RenderableType:
+    """Paths with their barrier, their highest and mean loss, and the losses from start to end as a row of bars."""
+    title = f"Training loss from {found.start} to {found.end}, mean of {found.samples:,} samples"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table.padding = (0, 1, 0, 0)
+    table.add_column("path", no_wrap=True)
+    for name in ("space", "barrier", "highest", "mean"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("start to end", no_wrap=True)
+    highest = max(loss for each in found.paths for loss in each.losses)
+    for each in found.paths:
+        row = "".join(EIGHTH_HEIGHTS[min(7, int(8 * loss / highest))] for loss in each.losses)
+        numbers = (each.barrier, max(each.losses), sum(each.losses) / len(each.losses))
+        table.add_row(each.curve, each.space or "both", *(f"{number:.4f}" for number in numbers), row)
+    ends = found.paths[0].losses[0], found.paths[0].losses[-1]
+    notes = f"Loss at the ends {ends[0]:.4f} and {ends[1]:.4f}. Barrier: the most above the straight line between them."
     return Group(table, Text(notes))
 
 

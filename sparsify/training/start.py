@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from sparsify.data import Data, load_data
+from sparsify.data import Data, DataInfo, load_data
 from sparsify.errors import RecipeError
+from sparsify.formats import read_model
+from sparsify.formats._module import build_module
 from sparsify.recipe import Recipe, load_recipe
 from sparsify.topology.costs import Layer
 from sparsify.topology.densities import allocate_counts
@@ -21,7 +24,7 @@ from sparsify.training.monitoring import dead_neurons
 from sparsify.training.optimizer import build_optimizer
 from sparsify.training.precision import LossScale
 from sparsify.training.snapshot import build_network, recipe_method
-from sparsify.training.step import Topology, TrainState
+from sparsify.training.step import Topology, TrainState, apply_masks
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +51,7 @@ def start_run(
     dataset = _load_data(recipe, data, world)
     settings, place = recipe.training, world.device
     torch.manual_seed(settings.seed)
-    model, layers, masks = build_network(recipe, dataset.info)
+    model, layers, masks = first_network(recipe, dataset.info) if not resume else build_network(recipe, dataset.info)
     model.to(place)
     steps = recipe.steps(len(dataset.train))
     topology = build_topology(recipe, steps, layers, masks)
@@ -61,6 +64,31 @@ def start_run(
         state, window, kept = load_checkpoint(folder / run_folder.CHECKPOINT, state)
     world.barrier()  # all have read the checkpoint before it is replaced
     return Start(recipe, folder, dataset, steps, layers, topology, state, window, kept)
+
+
+def first_network(recipe: Recipe, info: DataInfo) -> tuple[nn.Module, list[Layer], Masks]:
+    """The network before the first step: drawn from the seed, or started from another's masks, or weights and masks.
+
+    Raises RecipeError where the other one is not of the same network.
+    """
+    source = recipe.training.start_from or recipe.topology.masks_from
+    if source is None:
+        return build_network(recipe, info)
+    model, layers, masks = build_network(recipe, info, sparsity=0.0)  # every weight is still there
+    path = Path(source)
+    other = read_model(path / run_folder.MODEL if run_folder.is_run(path) else path)
+    found = {name: torch.from_numpy(mask) for name, mask in other.masks().items()}
+    mismatch = {name: mask.shape for name, mask in masks.items()} != {name: mask.shape for name, mask in found.items()}
+    if other.metadata is None or mismatch:
+        raise RecipeError(
+            f"{source} does not hold masks for this recipe's network: it was not written by sparsify, or its layers "
+            f"are others. Start from a run of the same architecture and sizes."
+        )
+    if recipe.training.start_from is not None:
+        model.load_state_dict(build_module(other).state_dict())
+    masks = Masks({name: found[name] for name in masks})
+    apply_masks(model, masks)
+    return model, layers, masks
 
 
 def build_topology(recipe: Recipe, steps: int, layers: list[Layer], masks: Masks) -> Topology:
