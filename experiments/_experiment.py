@@ -1,0 +1,154 @@
+"""What the experiments share: cells that are trained once, results that survive interruption, and RESULTS.md.
+
+An experiment is a table. Each cell is a recipe with changes, trained with several seeds; a run that stands in the runs
+folder is not repeated and one that was interrupted goes on. After each run `results/NAME.json` is written, and RESULTS.md
+from all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import sparsify
+from sparsify.files import write_bytes, write_json
+from sparsify.training import run_folder
+from sparsify.training.metrics import read_metrics
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A table of training runs. A cell's changes are the row's after the column's, with {runs} and {seed} filled in."""
+
+    name: str
+    title: str
+    text: str  # what is claimed and how it is tested, Markdown
+    recipe: str
+    rows: Mapping[str, Sequence[str]]  # label -> changes as "section.key=value"
+    columns: Mapping[str, Sequence[str]]
+    seeds: Sequence[int]
+    metric: str = "test_accuracy"  # a key of the metrics' last line
+    scale: float = 100.0  # factor on it for the table
+    unit: str = "test accuracy, %"
+    paper: Mapping[tuple[str, str], float] = field(default_factory=dict)  # (row, column) -> the paper's figure
+    paper_source: str = ""
+    findings: Callable[[Mapping[str, Any]], list[str]] | None = None  # sentences computed from the results
+
+
+def run(experiment: Experiment) -> None:
+    """Train what is missing of an experiment, as the command line asks."""
+    parser = argparse.ArgumentParser(description=experiment.title)
+    parser.add_argument("--rows", help="only these, as RigL,SET")
+    parser.add_argument("--columns", help="only these")
+    parser.add_argument("--seeds", help="only these, as 0,1")
+    parser.add_argument("--runs", type=Path, default=HERE / "runs", help="folder of the runs")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument("--data", type=Path, help="folder of the data sets")
+    parser.add_argument("--set", action="append", default=[], help="change the recipe of every cell (say --results too)")
+    parser.add_argument("--report", action="store_true", help="train nothing, write the results' pages anew")
+    given = parser.parse_args()
+    if not given.report:
+        seeds = [int(seed) for seed in given.seeds.split(",")] if given.seeds else experiment.seeds
+        for seed in seeds:  # a whole table with few seeds comes first
+            for row in _chosen(experiment.rows, given.rows):
+                for column in _chosen(experiment.columns, given.columns):
+                    _train_cell(experiment, row, column, seed, given)
+    write_report(given.results)
+
+
+def _chosen(labels: Mapping[str, Any], given: str | None) -> list[str]:
+    wanted = given.split(",") if given else list(labels)
+    if unknown := set(wanted) - set(labels):
+        raise SystemExit(f"There is no {', '.join(sorted(unknown))}. Known: {', '.join(labels)}.")
+    return wanted
+
+
+def _train_cell(experiment: Experiment, row: str, column: str, seed: int, given: argparse.Namespace) -> None:
+    path = given.results / f"{experiment.name}.json"
+    results = json.loads(path.read_text()) if path.is_file() else {}
+    if str(seed) in results.get(column, {}).get(row, {}):
+        return
+    folder = given.runs / experiment.name
+    changes = [*experiment.columns[column], *experiment.rows[row], *given.set, f"training.seed={seed}"]
+    filled = [change.format(runs=folder / _slug(column), seed=f"seed{seed}") for change in changes]
+    place = folder / _slug(column) / _slug(row) / f"seed{seed}"
+    recipe = sparsify.load_recipe(experiment.recipe, filled)
+    print(f"{experiment.name}: {row}, {column}, seed {seed}", flush=True)
+    if not (place / run_folder.MODEL).is_file():
+        sparsify.train(recipe, place, data=given.data, resume=run_folder.is_run(place))
+    line = read_metrics(place)[-1]
+    kept = ("test_loss", "test_accuracy", "sparsity", "step", "training_flops", "loss", experiment.metric)
+    results = json.loads(path.read_text()) if path.is_file() else {}  # another process may have written meanwhile
+    results.setdefault(column, {}).setdefault(row, {})[str(seed)] = {k: line[k] for k in kept if k in line}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, results)
+
+
+def _slug(label: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in label.lower()).strip("-")
+
+
+def write_report(results: Path = RESULTS) -> None:
+    """RESULTS.md from every experiment's results; beside the default results folder's parent it is the published one."""
+    import importlib
+
+    parts = [HEADER]
+    for script in sorted(HERE.glob("*.py")):
+        if script.stem.startswith("_"):
+            continue
+        module = importlib.import_module(script.stem)
+        stored = results / f"{script.stem}.json"
+        found = json.loads(stored.read_text()) if stored.is_file() else {}
+        parts.append(module.report(found) if hasattr(module, "report") else table_page(module.EXPERIMENT, found))
+    target = HERE.parent / "RESULTS.md" if results == RESULTS else results / "RESULTS.md"
+    write_bytes(target, ("\n\n".join(parts) + "\n").encode())
+
+
+HEADER = """# Results
+
+Written by the scripts in [experiments/](experiments) from `experiments/results/`; nothing here is typed by hand. Cells are
+mean ± sample standard deviation over seeds, with the number of seeds where it is not the whole set. *not run* is a cell
+that no machine has had the time for yet; the command under the table runs it. Where the paper gives a figure it stands
+behind a slash."""
+
+
+def table_page(experiment: Experiment, found: Mapping[str, Any]) -> str:
+    """An experiment's table in Markdown, its findings, and the command that fills it."""
+    lines = [f"## {experiment.title}", "", experiment.text, ""]
+    lines.append("| | " + " | ".join(experiment.columns) + " |")
+    lines.append("|---" * (len(experiment.columns) + 1) + "|")
+    for row in experiment.rows:
+        cells = [_cell(experiment, found, row, column) for column in experiment.columns]
+        lines.append(f"| {row} | " + " | ".join(cells) + " |")
+    lines += ["", f"{experiment.unit[0].upper()}{experiment.unit[1:]}; seeds {', '.join(map(str, experiment.seeds))}. "
+              f"`python experiments/{experiment.name}.py`"]  # fmt: skip
+    if experiment.paper_source:
+        lines.append(f"The paper's figures: {experiment.paper_source}.")
+    if experiment.findings is not None and found:
+        lines += ["", *(f"- {finding}" for finding in experiment.findings(found))]
+    return "\n".join(lines)
+
+
+def _cell(experiment: Experiment, found: Mapping[str, Any], row: str, column: str) -> str:
+    values = scores(experiment, found, row, column)
+    text = "*not run*"
+    if values:
+        spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+        count = "" if len(values) == len(experiment.seeds) else f" ({len(values)} seed{"s" if len(values) > 1 else ""})"
+        text = f"{statistics.fmean(values):.2f}{spread}{count}"
+    paper = experiment.paper.get((row, column))
+    return text if paper is None else f"{text} / {paper}"
+
+
+def scores(experiment: Experiment, found: Mapping[str, Any], row: str, column: str) -> list[float]:
+    """The metric of each seed, in the table's unit."""
+    lines = found.get(column, {}).get(row, {})
+    return [lines[seed][experiment.metric] * experiment.scale for seed in sorted(lines, key=int)]
