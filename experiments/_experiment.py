@@ -1,8 +1,8 @@
 """What the experiments share: cells that are trained once, results that survive interruption, and RESULTS.md.
 
 An experiment is a table. Each cell is a recipe with changes, trained with several seeds; a run that stands in the runs
-folder is not repeated and one that was interrupted goes on. After each run `results/NAME.json` is written, and RESULTS.md
-from all of them.
+folder is not repeated and one that was interrupted goes on. After each run `results/NAME.json` is written, and at the
+end RESULTS.md from all of them.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def run(experiment: Experiment) -> None:
     parser.add_argument("--runs", type=Path, default=HERE / "runs", help="folder of the runs")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--data", type=Path, help="folder of the data sets")
-    parser.add_argument("--set", action="append", default=[], help="change the recipe of every cell (say --results too)")
+    parser.add_argument("--set", action="append", default=[], help="change every cell's recipe; say --results too")
     parser.add_argument("--report", action="store_true", help="train nothing, write the results' pages anew")
     given = parser.parse_args()
     if not given.report:
@@ -97,7 +97,7 @@ def _slug(label: str) -> str:
 
 
 def write_report(results: Path = RESULTS) -> None:
-    """RESULTS.md from every experiment's results; beside the default results folder's parent it is the published one."""
+    """RESULTS.md from every experiment's results: at the top of the checkout, or in a results folder of one's own."""
     import importlib
 
     parts = [HEADER]
@@ -114,10 +114,10 @@ def write_report(results: Path = RESULTS) -> None:
 
 HEADER = """# Results
 
-Written by the scripts in [experiments/](experiments) from `experiments/results/`; nothing here is typed by hand. Cells are
-mean ± sample standard deviation over seeds, with the number of seeds where it is not the whole set. *not run* is a cell
-that no machine has had the time for yet; the command under the table runs it. Where the paper gives a figure it stands
-behind a slash."""
+Written by the scripts in [experiments/](experiments) from `experiments/results/`; nothing here is typed by hand. Cells
+are mean ± sample standard deviation over seeds, with their number where it is not the whole set. *not run* is a
+cell that no machine has had the time for yet; the command under the table runs it. Where the paper gives a figure it
+stands behind a slash."""
 
 
 def table_page(experiment: Experiment, found: Mapping[str, Any]) -> str:
@@ -142,7 +142,7 @@ def _cell(experiment: Experiment, found: Mapping[str, Any], row: str, column: st
     text = "*not run*"
     if values:
         spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-        count = "" if len(values) == len(experiment.seeds) else f" ({len(values)} seed{"s" if len(values) > 1 else ""})"
+        count = "" if len(values) == len(experiment.seeds) else f" (of {len(values)})"
         text = f"{statistics.fmean(values):.2f}{spread}{count}"
     paper = experiment.paper.get((row, column))
     return text if paper is None else f"{text} / {paper}"

@@ -11,10 +11,9 @@ from _experiment import Experiment, run, scores
 EXPERIMENT = Experiment(
     name="mnist",
     title="MNIST, LeNet-300-100",
-    text=(
-        "Claim: at equal cost RigL beats static, SNIP and SET, and it does so from any masks: also from those with which "
-        "static training ended badly (*from static's masks*: the masks of the static run of the same seed, new weights)."
-    ),
+    text="""\
+Claim: at equal cost RigL beats static, SNIP and SET, and it does so from any masks, also from those with which static
+training ended badly (*from static's masks*: the masks of the static run of the same seed, new weights).""",
     recipe="lenet-300-100-mnist",
     rows={
         "dense": ["topology.method=dense"],

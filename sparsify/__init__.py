@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sparsify.report.inspection import Inspection as Inspection
     from sparsify.report.inspection import inspect as inspect
     from sparsify.report.plots import plot_inspection as plot_inspection
+    from sparsify.report.plots import plot_landscape as plot_landscape
     from sparsify.sources import export as export
     from sparsify.sources import open_source as open_source
     from sparsify.training.loop import train as train
@@ -51,6 +52,7 @@ _HOME = {
     "load_recipe": "recipe",
     "open_source": "sources",
     "plot_inspection": "report.plots",
+    "plot_landscape": "report.plots",
     "train": "training.loop",
     "training": "training.loop",
 }

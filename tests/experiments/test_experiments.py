@@ -1,0 +1,63 @@
+"""Every experiment's script runs, goes on where it stopped, and writes a page from its results."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).parent.parent.parent / "experiments"
+TINY = ["--set", "training.steps=4", "--set", "training.evaluate_every=1.0", "--set", "topology.delta_t=2"]
+
+
+def call(script: str, folder: Path, *arguments: str) -> str:
+    places = ["--runs", str(folder / "runs"), "--results", str(folder / "results")]
+    command = [sys.executable, str(SCRIPTS / f"{script}.py"), *places, *arguments]
+    done = subprocess.run(command, env={**os.environ}, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_a_table_fills_itself_and_goes_on(real_data, tmp_path):
+    real_data("mnist")
+    cells = ["--columns", "98 % in 10 epochs", "--rows", "static,RigL,RigL from static's masks"]
+    first = call("mnist", tmp_path, *cells, *TINY, "--seeds", "0")
+    assert first.count("seed 0") == 3
+    second = call("mnist", tmp_path, *cells, *TINY, "--seeds", "0,1")
+    assert "seed 0" not in second and second.count("seed 1") == 3
+    found = json.loads((tmp_path / "results" / "mnist.json").read_text())["98 % in 10 epochs"]
+    assert {row: sorted(seeds) for row, seeds in found.items()} == {
+        "static": ["0", "1"], "RigL": ["0", "1"], "RigL from static's masks": ["0", "1"],
+    }  # fmt: skip
+    accuracies = [100 * found["RigL"][seed]["test_accuracy"] for seed in "01"]
+    page = (tmp_path / "results" / "RESULTS.md").read_text()
+    section = page[page.index("## MNIST") :]
+    row = next(line for line in section.splitlines() if line.startswith("| RigL |"))
+    assert f"| {sum(accuracies) / 2:.2f} ± " in row and row.count("*not run*") == 3
+    assert "RigL is " in page and "*not run*: `python experiments/landscape.py`" in page
+
+
+def test_the_landscape(real_data, tmp_path):
+    real_data("mnist")
+    call("landscape", tmp_path, *TINY, "--steps", "2", "--samples", "50")
+    page = (tmp_path / "results" / "RESULTS.md").read_text()
+    assert "| cubic | sparse | " in page and "| RigL from static | " in page
+    assert (tmp_path / "results" / "landscape.svg").is_file()
+
+
+@pytest.mark.parametrize("script", sorted(path.stem for path in SCRIPTS.glob("[!_]*.py")))
+def test_every_script_explains_itself(script, tmp_path):
+    assert "--results" in call(script, tmp_path, "--help")
+
+
+def test_the_published_page_is_what_the_results_give(tmp_path):
+    """RESULTS.md is generated: changing a number by hand, or results without the page, is found here."""
+    published = SCRIPTS.parent / "RESULTS.md"
+    before = published.read_bytes()
+    done = subprocess.run([sys.executable, str(SCRIPTS / "mnist.py"), "--report"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert published.read_bytes() == before
