@@ -22,18 +22,18 @@ _LOCK = threading.Lock()
 
 
 @cache
-def kernel_files() -> dict[str, ModuleType]:
+def kernel_files(package: ModuleType = kernels) -> dict[str, ModuleType]:
     """Every kernel by the name of its file: a new kernel is found by being there."""
-    names = sorted(m.name for m in pkgutil.iter_modules(kernels.__path__) if not m.name.startswith("_"))
-    return {name: importlib.import_module(f"{kernels.__name__}.{name}") for name in names}
+    names = sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
+    return {name: importlib.import_module(f"{package.__name__}.{name}") for name in names}
 
 
 class Library:
-    """Addresses of native functions by name."""
+    """Addresses of native functions by name: the runtime's and those of a package of kernels."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, package: ModuleType = kernels) -> None:
         self.target = target
-        text = _assemble(target)
+        text = _assemble(target, package)
         machine = llvm.Target.from_triple(target.triple).create_target_machine(
             target.cpu, target.features, opt=3, jit=True
         )
@@ -53,22 +53,22 @@ class Library:
         return self._engine.get_function_address(function)
 
 
-def library(target: Target) -> Library:
-    """The library for `target`, compiled or fetched from disk at the first call."""
+def library(target: Target, package: ModuleType = kernels) -> Library:
+    """The library of a package's kernels for `target`, compiled or fetched from disk at the first call."""
     with _LOCK:
-        return _library(target)
+        return _library(target, package)
 
 
 @cache
-def _library(target: Target) -> Library:
-    return Library(target)
+def _library(target: Target, package: ModuleType) -> Library:
+    return Library(target, package)
 
 
-def _assemble(target: Target) -> str:
+def _assemble(target: Target, package: ModuleType) -> str:
     module = Module(ir.Module("sparsify"), target)
     module.llvm.triple = target.triple
     runtime_ir.emit(module)
-    for file in kernel_files().values():
+    for file in kernel_files(package).values():
         if hasattr(file, "emit"):
             file.emit(module)
     return str(module.llvm)

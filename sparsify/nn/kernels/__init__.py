@@ -1,0 +1,1 @@
+"""Native functions of sparse training; one file each, compiled into one library."""
