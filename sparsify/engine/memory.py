@@ -39,7 +39,10 @@ class Arena:
 
     def __init__(self, size: int) -> None:
         """`size`: all bytes that will be taken, each piece rounded up to whole cache lines."""
-        mapped = mmap.mmap(-1, -(-max(size, 1) // _HUGE) * _HUGE + _HUGE)
+        length = -(-max(size, 1) // _HUGE) * _HUGE + _HUGE
+        # Private: Linux gives shared mappings, which are Python's default, no large pages.
+        private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+        mapped = mmap.mmap(-1, length, **private)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             mapped.madvise(mmap.MADV_HUGEPAGE)
         memory = np.frombuffer(mapped, np.uint8)
