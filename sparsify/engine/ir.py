@@ -176,7 +176,7 @@ class Body:
 
     @contextmanager
     def loop(
-        self, start: ir.Value | int, stop: ir.Value | int, step: int = 1, carried: Sequence[ir.Value] = ()
+        self, start: ir.Value | int, stop: ir.Value | int, step: ir.Value | int = 1, carried: Sequence[ir.Value] = ()
     ) -> Iterator[Loop]:
         """for (index = start; index < stop; index += step), with values carried from turn to turn."""
         builder = self.builder
@@ -195,7 +195,7 @@ class Body:
         builder.position_at_end(inside)
         turn = Loop(index, state)
         yield turn
-        following = builder.add(index, ir.Constant(I64, step))
+        following = builder.add(index, self.const(step) if isinstance(step, int) else step)
         index.add_incoming(following, builder.block)
         for phi, value in zip(state, turn.following or state, strict=True):
             phi.add_incoming(value, builder.block)

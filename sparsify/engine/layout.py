@@ -1,14 +1,15 @@
 """How a value [n, c, h, w] lies in its buffer when kernels that slide over planes read or write it.
 
-    buffer[channel][phase][block of images][row][column][lane]
+    buffer[channel][phase][block of images][row][column]          a vector is a run of positions
+    buffer[block of images][row][column][channel][lane]           a vector is a position of `lanes` images
 
 Planes have borders that always hold `fill`, so that a tap outside the image is an ordinary load: a constant
 offset per (channel, tap), the same everywhere in the plane. Neighbouring rows share their border: the
 `pitch - columns` positions after one row are also those before the next.
 
-`lanes` images lie side by side in a vector when the batch is large enough; every load is then aligned and a
-vector is one position. Otherwise lanes is 1, a vector is as many positions of the flattened planes as fit,
-and a convolution of stride s reads planes that are split by phase (row % s, column % s), so that its taps
+`lanes` images lie side by side in a vector when the batch is large enough; every load is then aligned, and
+what one position needs of all channels lies together. Otherwise lanes is 1, a vector is as many positions of
+the flattened planes as fit, and a convolution of stride s reads planes that are split by phase (row % s, column % s), so that its taps
 too are constant offsets.
 """
 
@@ -54,21 +55,28 @@ class Planes:
         return -(-self.images // self.lanes)
 
     @property
+    def step(self) -> int:
+        """Floats from one position to the next."""
+        return 1 if self.lanes == 1 else self.channels * self.lanes
+
+    @property
     def phase(self) -> int:
         """Floats from one phase to the next."""
-        return up((self.lead + self.blocks * self.plane + self.tail) * self.lanes, LINE)
+        return up((self.lead + self.blocks * self.plane + self.tail) * self.step, LINE)
 
     @property
     def channel(self) -> int:
         """Floats from one channel to the next: an odd number of cache lines, so that the channels do not
         all fall into the same few sets of a cache."""
+        if self.lanes > 1:
+            return self.lanes
         lines = self.split[0] * self.split[1] * self.phase // LINE
         return (lines | 1) * LINE
 
     @property
     def size(self) -> int:
         """Floats of the whole buffer."""
-        return self.channels * self.channel
+        return self.phase if self.lanes > 1 else self.channels * self.channel
 
     @property
     def vectors(self) -> bool:
@@ -79,7 +87,7 @@ class Planes:
         """Floats from the position (0, 0) of phase (0, 0) to element (row, column), borders included."""
         down, right = self.phases
         phase = (row % down) * self.split[1] + column % right
-        return phase * self.phase + ((row // down) * self.pitch + column // right) * self.lanes
+        return phase * self.phase + ((row // down) * self.pitch + column // right) * self.step
 
     @property
     def elements(self) -> tuple[np.ndarray, np.ndarray]:
@@ -90,13 +98,13 @@ class Planes:
     def index(self) -> np.ndarray:
         """Offset in the buffer of every element that is there: int64 [n, c, h, w]."""
         images = np.arange(self.images)
-        image = (images // self.lanes) * self.plane * self.lanes + images % self.lanes
+        image = (images // self.lanes) * self.plane * self.step + images % self.lanes
         channel = np.arange(self.channels) * self.channel
         down, right = self.phases
         row, column = self.elements
-        vertical = (row % down) * self.split[1] * self.phase + (row // down) * self.pitch * self.lanes
-        horizontal = (column % right) * self.phase + (column // right) * self.lanes
-        spatial = self.lead * self.lanes + vertical[:, None] + horizontal[None, :]
+        vertical = (row % down) * self.split[1] * self.phase + (row // down) * self.pitch * self.step
+        horizontal = (column % right) * self.phase + (column // right) * self.step
+        spatial = self.lead * self.step + vertical[:, None] + horizontal[None, :]
         return image[:, None, None, None] + channel[None, :, None, None] + spatial
 
     def pack(self, array: np.ndarray) -> np.ndarray:

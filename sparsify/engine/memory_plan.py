@@ -27,7 +27,9 @@ class _Slot:
 
 
 def _kind(layout: Layout) -> Layout:
-    return None if layout is None else replace(layout, channels=0)
+    if layout is None or layout.lanes > 1:  # with lanes, where the borders are depends on the channels
+        return layout
+    return replace(layout, channels=0)
 
 
 def byte_size(value: Value) -> int:

@@ -131,7 +131,7 @@ def positions(input: Planes, output: Planes, stride: tuple[int, int], width: int
         there = block * output.plane + row * output.pitch + column + output.lead
         here = block * input.plane + row * stride[0] * input.pitch + column * stride[1] + input.lead
         full = np.full(there.size, (1 << width) - 1)
-        columns = [here.ravel() * input.lanes * 4, there.ravel() * output.lanes * 4, full, full * 0]
+        columns = [here.ravel() * input.step * 4, there.ravel() * output.step * 4, full, full * 0]
         return Positions(_table(columns), useful)
     wanted = np.zeros(output.phase, bool)
     wanted[output.index()[:, 0].ravel()] = True

@@ -12,9 +12,9 @@ from sparsify.engine.memory import copied
 from sparsify.engine.program import Operation, Shape
 from sparsify.engine.sliding import as_images
 from sparsify.engine.stage import Context, Layout, Stage
+from sparsify.engine.transpose import Counts, Side, cut
 
 ROWS, IMAGES, MATRIX = "sparsify_copy_rows", "sparsify_copy_images", "sparsify_transpose"
-_STRIP = 128  # channels in a tile of a transposed matrix
 
 
 def propose(operation: Operation, context: Context) -> Stage | None:
@@ -27,10 +27,9 @@ def copy_stage(value: str, shape: Shape, before: Layout, after: Layout) -> Stage
     images = as_images(shape)
     assert images is not None, f"{value} {shape} has no layout but C order"
     n, c, h, w = images
-    matrix = _matrix(images, before, after)
-    if matrix is not None:
-        constants = (copied(np.array(matrix, np.int64)),)
-        return Stage("copy", MATRIX, (value,), (value,), -(-c // _STRIP), constants, why="layout")
+    if _is_transposed(before, after):
+        numbers, tiles = _transposition(images, before, after)
+        return Stage("copy", MATRIX, (value,), (value,), tiles, (copied(numbers),), why="layout")
     source, target = before or _Contiguous(n, c, h, w), after or _Contiguous(n, c, h, w)
     if source.lanes == target.lanes == 1 and h * w > 1:
         function, parameters, tiles = ROWS, _rows(source, target), c * _row_groups(n * c * h * w, c, h)
@@ -40,16 +39,25 @@ def copy_stage(value: str, shape: Shape, before: Layout, after: Layout) -> Stage
     return Stage("copy", function, (value,), (value,), tiles, (copied(numbers),), why="layout")
 
 
-def _matrix(images: tuple[int, int, int, int], before: Layout, after: Layout) -> list[int] | None:
-    """Parameters of a matrix's transposition: from vectors in C order to planes of one position, or back."""
-    n, c, h, w = images
+def _is_transposed(before: Layout, after: Layout) -> bool:
+    """Whether one side is in C order and on the other images lie next to each other."""
     planes = before or after
-    if h * w > 1 or planes is None or (before is not None and after is not None) or planes.plane != 1:
-        return None
-    start = planes.lead * planes.lanes
-    if before is None:
-        return [0, c, 1, start, 1, planes.channel, n, c]
-    return [start, 1, planes.channel, 0, c, 1, n, c]
+    return (before is None) != (after is None) and planes is not None and (planes.lanes > 1 or planes.vectors and planes.plane == 1)
+
+
+def _transposition(shape: tuple[int, int, int, int], before: Layout, after: Layout) -> tuple[np.ndarray, int]:
+    n, c, h, w = shape
+    planes = before or after
+    assert planes is not None
+    lanes, step = (planes.lanes, planes.step) if planes.lanes > 1 else (n, 1)
+    start = planes.lead * planes.step
+    if h == w == 1:  # then channels are the columns
+        inner = Side(start, 1, planes.channel, block=planes.plane * step)
+        rows, counts = Side(0, c, 1, block=c * lanes), Counts(n, lanes, c)
+    else:
+        inner = Side(start, 1, step, planes.pitch * step, planes.channel, planes.plane * step)
+        rows, counts = Side(0, c * h * w, 1, w, h * w, c * h * w * lanes), Counts(n, lanes, w, h, c)
+    return cut(rows, inner, counts) if before is None else cut(inner, rows, counts)
 
 
 class _Contiguous:
@@ -57,7 +65,7 @@ class _Contiguous:
 
     def __init__(self, n: int, c: int, h: int, w: int) -> None:
         self.channel, self.plane, self.pitch = h * w, c * h * w, w
-        self.lanes, self.lead, self.phase = 1, 0, 0
+        self.lanes, self.step, self.lead, self.phase = 1, 1, 0, 0
         self.phases = self.split = (1, 1)
 
 
@@ -80,11 +88,8 @@ def _images(source: Planes | _Contiguous, target: Planes | _Contiguous) -> list[
     lanes = max(source.lanes, target.lanes)
     numbers = [lanes]
     for side in (source, target):
-        step = 1 if side.lanes == lanes else side.plane
-        numbers += [
-            side.channel, side.plane * lanes, step,
-            side.pitch * side.lanes, side.lanes, side.lead * side.lanes,
-        ]  # fmt: skip
+        block, image = (side.plane * side.step, 1) if side.lanes == lanes else (side.plane * lanes, side.plane)
+        numbers += [side.channel, block, image, side.pitch * side.step, side.step, side.lead * side.step]
     return numbers
 
 
@@ -92,7 +97,7 @@ def emit(module: Module) -> None:
     """Add the copying functions."""
     _emit_rows(module)
     _emit_images(module)
-    transpose.emit(module, MATRIX, _STRIP)
+    transpose.emit(module, MATRIX)
 
 
 def _share(body: Body, tile: ir.Value, groups: ir.Value, rows: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:

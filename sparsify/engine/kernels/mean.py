@@ -25,9 +25,10 @@ def propose(operation: Operation, context: Context) -> Stage | None:
         where, out = {operation.input: input}, [1, 0, 0]
     else:
         where = {operation.input: input, operation.output: output}
-        out = [output.channel, output.lead * output.lanes, output.plane * output.lanes]
-    lanes, floats = input.lanes, input.plane * input.lanes
-    numbers = [input.channels, input.blocks, input.channel, input.lead * lanes, floats, *out]
+        out = [output.channel, output.lead * output.step, output.plane * output.step]
+    lanes = input.lanes
+    plane = [input.channel, input.lead * input.step, input.plane * input.step, input.step]
+    numbers = [input.channels, input.blocks, *plane, *out]
     scale = np.array([1.0 / (input.height * input.width)], np.float32)
     return Stage(
         kernel="mean",
@@ -49,8 +50,8 @@ def emit(module: Module) -> None:
         body = Body(module, name)
         b, kind = body.builder, module.vector
         buffers, constants, tile = body.arguments
-        numbers = body.numbers(body.pointer(constants, 0), 8)
-        channels, blocks, in_channel, in_lead, in_plane, out_channel, out_lead, out_plane = numbers
+        numbers = body.numbers(body.pointer(constants, 0), 9)
+        channels, blocks, in_channel, in_lead, in_plane, in_step, out_channel, out_lead, out_plane = numbers
         scale = body.load(body.pointer(constants, 1), 0, F32)
         first = b.mul(tile, body.const(_TOGETHER))
         rest = b.sub(channels, first)
@@ -62,8 +63,8 @@ def emit(module: Module) -> None:
                 body.at(body.pointer(buffers, 0), start, F32),
                 body.at(body.pointer(buffers, 1), place, F32),
             )
-            whole = b.and_(in_plane, body.const(-module.width))
-            with body.loop(0, whole, module.width, [body.zeros()]) as turn:
+            whole = in_plane if lanes else b.and_(in_plane, body.const(-module.width))
+            with body.loop(0, whole, in_step if lanes else module.width, [body.zeros()]) as turn:
                 x = b.load(body.at(input, turn.index, F32), typ=kind, align=4)
                 turn.following = [b.fadd(turn.state[0], x)]
             if lanes:

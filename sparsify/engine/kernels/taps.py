@@ -9,7 +9,7 @@ import numpy as np
 from llvmlite import ir
 
 from sparsify.engine.ir import F32, I32, I64, Body, Module
-from sparsify.engine.layout import Planes
+from sparsify.engine.layout import Planes, up
 from sparsify.engine.memory import copied
 from sparsify.engine.program import Convolution, Epilogue, Operation, Pool
 from sparsify.engine.sliding import Positions, positions, source, taps
@@ -80,13 +80,18 @@ def _stage(
     input, output = layouts
     shifts = taps(operation, kernel, input).ravel()
     vectors, channels = len(where.table), output.channels
-    fair = -(-channels // (context.threads * context.tuning.tiles_per_thread))
-    together = max(1, min(fair, _TILE // max(1, vectors * len(shifts))))
+    shares = context.threads * context.tuning.tiles_per_thread
+    if input.lanes > 1:  # all channels of a few positions lie together
+        together, run = channels, min(_TOGETHER, vectors)
+        panel = up(max(1, min(-(-vectors // shares), _TILE // (channels * len(shifts)))), run)
+    else:
+        together, panel, run = max(1, min(-(-channels // shares), _TILE // (vectors * len(shifts)))), vectors, vectors
+    panels = -(-vectors // panel)
     reads = (operation.input, epilogue.residual) if epilogue.residual is not None else (operation.input,)
     parameters = np.array(
         [
             channels, together, vectors, len(shifts), input.channel, output.channel,
-            len(reads), len(reads) - 1, epilogue.residual is not None,
+            len(reads), len(reads) - 1, epilogue.residual is not None, panels, panel, run,
         ],
         np.int64,
     )  # fmt: skip
@@ -101,7 +106,7 @@ def _stage(
         function="sparsify_taps_max" if isinstance(operation, Pool) and operation.kind == "max" else "sparsify_taps",
         reads=reads,
         writes=(operation.output,),
-        tiles=-(-channels // together),
+        tiles=-(-channels // together) * panels,
         constants=tuple(copied(array) for array in constants),
         layouts=where_to,
         flops=flops,
@@ -111,7 +116,7 @@ def _stage(
 
 
 def emit(module: Module) -> None:
-    """void sparsify_taps[_max](buffers, constants, tile): all positions of a few channels."""
+    """void sparsify_taps[_max](buffers, constants, tile): a few channels at some positions, a run of them at a time."""
     for name, largest in (("sparsify_taps", False), ("sparsify_taps_max", True)):
         _emit(module, name, largest)
 
@@ -122,12 +127,14 @@ def _emit(module: Module, name: str, largest: bool) -> None:
     buffers, constants, tile = body.arguments
     parameters, table, shifts, weights, scale, limits = (body.pointer(constants, i) for i in range(6))
     channels, together, vectors, count, in_channel, out_channel, output, residual, has = body.numbers(parameters, 9)
-    first = b.mul(tile, together)
-    rest = b.sub(channels, first)
-    last = b.add(first, b.select(b.icmp_signed("<", rest, together), rest, together))
+    panels, panel, run = (body.load(parameters, i, I64, align=8) for i in (9, 10, 11))
+    first = b.mul(b.udiv(tile, panels), together)
+    last = body.smaller(channels, b.add(first, together))
+    begin = b.mul(b.urem(tile, panels), panel)
+    end = body.smaller(vectors, b.add(begin, panel))
     low, high = (body.splat(body.load(limits, i, F32)) for i in (0, 1))
     row_length = b.add(count, body.const(1))
-    with body.loop(first, last) as channel:
+    with body.loop(begin, end, run) as part, body.loop(first, last) as channel:
         outward = b.mul(channel.index, out_channel)
         kit = _Channel(
             body, table, scale, shifts, count, largest, (low, high), has,
@@ -136,9 +143,10 @@ def _emit(module: Module, name: str, largest: bool) -> None:
             body.at(body.pointer(buffers, output), outward, F32),
             body.at(body.pointer(buffers, residual), outward, F32),
         )  # fmt: skip
-        done: ir.Value | int = 0
+        done: ir.Value = part.index
+        stop = body.smaller(end, b.add(done, run))
         for together in (_TOGETHER, 4, 2, 1):
-            whole = b.and_(vectors, body.const(-together))
+            whole = b.add(done, b.and_(b.sub(stop, done), body.const(-together)))
             with body.loop(done, whole, together) as turn:
                 kit.go(turn.index, together)
             done = whole
