@@ -9,8 +9,8 @@ offset per (channel, tap), the same everywhere in the plane. Neighbouring rows s
 
 `lanes` images lie side by side in a vector when the batch is large enough; every load is then aligned, and
 what one position needs of all channels lies together. Otherwise lanes is 1, a vector is as many positions of
-the flattened planes as fit, and a convolution of stride s reads planes that are split by phase (row % s, column % s), so that its taps
-too are constant offsets.
+the flattened planes as fit, and a convolution of stride s reads planes that are split by phase
+(row % s, column % s), so that its taps too are constant offsets.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from sparsify.engine.program import (
     Shape,
     Value,
 )
-from sparsify.engine.sliding import Reach, as_images, reach
+from sparsify.engine.sliding import Reach, as_images, has_few_taps, is_direct, reach
 from sparsify.engine.target import Target
 from sparsify.engine.tuning import Tuning
 
@@ -167,8 +167,9 @@ def _linked(operation: Operation, lanes: Mapping[str, int]) -> list[str]:
         return names
     if isinstance(operation, Reduce):
         return []
-    if isinstance(operation, Convolution) and operation.stride == (1, 1) and lanes[operation.output] == 1:
-        return names
+    if isinstance(operation, Convolution | Pool):
+        alike = lanes[operation.output] == 1 and is_direct(operation, 1) and not has_few_taps(operation)
+        return names if alike else names[1:]
     return names[1:]
 
 
@@ -181,9 +182,9 @@ def _require(
 ) -> None:
     """What `op` asks of the geometry of its input (or of the class of its output, through a split view)."""
     input, output = shapes[op.input], shapes[op.output]
-    split = lanes[op.output] == 1
+    direct = is_direct(op, lanes[op.output])
+    split = lanes[op.output] == 1 and not direct
     edge = reach(op, input, output, split)
-    direct = isinstance(op, Convolution) and (op.stride == (1, 1) or not split)
     owner = needs[classes.find(op.input if direct else op.output)]
     if direct:
         owner.grow(input, edge)
@@ -197,7 +198,7 @@ def _planes(shape: tuple[int, int, int, int], lanes: int, need: _Class, target: 
     edge, pitch = need.edge, need.pitch
     lead, tail = edge.top * pitch + edge.left, edge.bottom * pitch + edge.right
     if lanes == 1:
-        lead, tail = up(lead, LINE), tail + target.width
+        lead, tail = up(lead, LINE), tail + 2 * target.width
     if n == h == w == 1:
         return None  # one number a channel: C order already
     return Planes(n, c, h, w, lanes, pitch, need.rows * pitch, lead, tail)

@@ -79,7 +79,8 @@ class Linear:
 
 @dataclass(frozen=True)
 class Pool:
-    """Maximum or average over windows of the two last axes. Padding never counts in a maximum."""
+    """Maximum or average over windows of the two last axes. Padding never counts in a maximum; `fill` is a
+    number that may stand there, so that it does not."""
 
     kind: Literal["max", "average"]
     input: str  # [n, c, h, w]
@@ -89,6 +90,7 @@ class Pool:
     padding: tuple[int, int, int, int] = (0, 0, 0, 0)  # top, left, bottom, right
     dilation: tuple[int, int] = (1, 1)
     count_padding: bool = False  # average only: divide by the window's full size
+    fill: float = -np.inf  # maximum only
 
 
 @dataclass(frozen=True, eq=False)

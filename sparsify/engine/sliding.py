@@ -8,13 +8,13 @@ Pool are cases of it. `positions` lists the vectors of p, `entries` the non-zero
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from sparsify.engine.layout import LINE, Planes, up
-from sparsify.engine.program import Convolution, Linear, Pool, Shape
+from sparsify.engine.program import Convolution, Linear, Operation, Pool, Shape, writes
 from sparsify.engine.stage import Context
 
 Window = Convolution | Pool
@@ -28,6 +28,37 @@ def as_images(shape: Shape) -> tuple[int, int, int, int] | None:
     if len(shape) in (2, 3):
         return int(np.prod(shape[:-1])), shape[-1], 1, 1
     return None
+
+
+def is_by_rows(operation: Operation, layouts: Mapping[str, Planes | None]) -> bool:
+    """Whether kernels/rows.py does it: 3 x 3 taps within a channel, positions in the lanes of a vector."""
+    output = layouts[writes(operation)[0]]
+    return output is not None and output.lanes == 1 and has_few_taps(operation)
+
+
+def has_few_taps(operation: Operation) -> bool:
+    """Whether it stays within a channel and has 3 x 3 taps, for which zeros may stand around the image."""
+    if not isinstance(operation, Convolution | Pool):
+        return False
+    if isinstance(operation, Pool):
+        possible = operation.kind == "max" and is_zero_outside(operation)
+    else:
+        possible = operation.groups == len(operation.weight) and operation.weight.shape[1] == 1
+        possible = possible and operation.epilogue.residual is None
+    strides = operation.stride in ((1, 1), (2, 2)) and operation.dilation == (1, 1)
+    return possible and strides and _kernel(operation) == (3, 3)
+
+
+def is_zero_outside(window: Window) -> bool:
+    """Whether zeros may stand around the image."""
+    return isinstance(window, Convolution) or window.kind == "average" or window.fill == 0 or not any(window.padding)
+
+
+def is_direct(window: Window, lanes: int) -> bool:
+    """Whether `window` reads its input as its producer wrote it, given its output's lanes."""
+    if lanes > 1:
+        return is_zero_outside(window)
+    return has_few_taps(window) or (isinstance(window, Convolution) and window.stride == (1, 1))
 
 
 @dataclass(frozen=True)
@@ -90,20 +121,17 @@ def _kernel(window: Window) -> tuple[int, int]:
 
 
 def source(operation: Convolution | Linear | Pool, context: Context) -> tuple[Planes, Planes] | None:
-    """The layouts in which `operation` reads its input and writes its output; None if not as planes."""
+    """The layouts in which `operation` reads its input and writes its output: planes whose rows are equally
+    far apart, so that positions run through. None where they are not planes, or kernels/rows.py does it."""
     base, output = context.layouts[operation.input], context.layouts[operation.output]
-    if base is None or output is None:
+    if base is None or output is None or is_by_rows(operation, context.layouts):
         return None
-    if isinstance(operation, Linear):
+    if isinstance(operation, Linear) or is_direct(operation, output.lanes):
         return base, output
     shape = as_images(context.values[operation.input].shape)
     assert shape is not None
-    if isinstance(operation, Pool):
-        fill = -np.inf if operation.kind == "max" and any(operation.padding) else 0.0
-        return view(operation, shape, output, context.target.width, fill), output
-    if operation.stride == (1, 1) or output.lanes > 1:
-        return base, output
-    return view(operation, shape, output, context.target.width), output
+    fill = 0.0 if is_zero_outside(operation) else -np.inf
+    return view(operation, shape, output, context.target.width, fill), output
 
 
 def taps(window: Window, kernel: Sequence[int], layout: Planes) -> np.ndarray:

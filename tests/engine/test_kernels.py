@@ -1,6 +1,7 @@
 """Every kernel on every target that this machine can run, against the float64 oracle."""
 
 import inspect
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -26,6 +27,12 @@ def one(operation, **shapes):
     return program([operation], shapes, ["y"])
 
 
+POSITIVE = [
+    convolution(RNG, c=4, o=5, low=0.0).operations[0],
+    Pool("max", "r", "y", (3, 3), (2, 2), (1, 1, 1, 1), fill=0.0),
+]
+SHAPES_OF_POSITIVE = {"x": (2, 4, 9, 12), "r": (2, 5, 9, 12), "y": (2, 5, 5, 6)}
+POSITIVE[0] = replace(POSITIVE[0], output="r")
 ALL = {"straight", "dense", "loop", "compact"}
 MOST = ALL - {"dense"}
 # (name, program, kernels that must be able to run it). Names say which edge of a tile is crossed.
@@ -45,7 +52,12 @@ CASES = [
     ("padding_beyond_kernel", convolution(RNG, padding=(4, 5, 3, 4)), MOST),
     ("groups", convolution(RNG, groups=4, c=16, o=32), MOST),
     ("depthwise", convolution(RNG, groups=8, density=1.0, residual=True, low=0.0), {"taps", "loop"}),
-    ("depthwise_stride", convolution(RNG, groups=8, density=1.0, stride=(2, 2)), {"taps", "loop"}),
+    ("depthwise_stride", convolution(RNG, groups=8, density=1.0, stride=(3, 2)), {"taps", "loop"}),
+    ("depthwise_in_lanes", convolution(RNG, n=16, groups=8, density=1.0), {"taps", "loop"}),
+    ("depthwise_rows", convolution(RNG, n=3, c=5, o=5, groups=5, density=1.0, size=(7, 16), low=0.0), {"rows"}),
+    ("depthwise_rows_wide", convolution(RNG, groups=8, density=1.0, size=(9, 117), high=1.0), {"rows"}),
+    ("depthwise_rows_stride", convolution(RNG, groups=8, density=1.0, stride=(2, 2), size=(12, 70)), {"rows"}),
+    ("depthwise_rows_below", convolution(RNG, groups=8, stride=(2, 2), padding=(0, 0, 1, 1), size=(8, 9)), {"rows"}),
     ("row", convolution(RNG, size=(1, 40), kernel=(1, 5), padding=(0, 2, 0, 2)), MOST),
     ("images_in_lanes", convolution(RNG, n=16, c=6, o=30), ALL),
     ("images_in_lanes_stride", convolution(RNG, n=17, stride=(2, 2), residual=True), MOST),
@@ -57,12 +69,14 @@ CASES = [
     ("linear_batch", linear(RNG, leading=(5,), k=40, o=60, residual=True), ALL),
     ("linear_sequence", linear(RNG, leading=(3, 11), k=40, o=60), ALL),
     ("max_pool", pool("max"), {"taps"}),
+    ("max_pool_rows", pool("max", c=3, size=(9, 37), padding=(0,) * 4, out=(4, 18)), {"rows"}),
     ("average_pool", pool("average"), {"taps"}),
     ("average_pool_counting", pool("average", count_padding=True), {"taps"}),
     ("pool_in_lanes", pool("max", n=16), {"taps"}),
     ("global_mean", one(Reduce("mean", "x", "y", (2, 3)), x=(1, 40, 7, 5), y=(1, 40, 1, 1)), {"mean"}),
     ("global_mean_flat", one(Reduce("mean", "x", "y", (2, 3), False), x=(3, 4, 7, 5), y=(3, 4)), {"mean"}),
     ("mean_in_lanes", one(Reduce("mean", "x", "y", (2, 3)), x=(16, 4, 7, 5), y=(16, 4, 1, 1)), {"mean"}),
+    ("positive_max_pool", program(POSITIVE, SHAPES_OF_POSITIVE, ["y"]), {"rows"}),
     ("add", one(Elementwise("add", ("x", "r"), "y"), **dict.fromkeys("xry", (2, 5, 30, 40))), {"flat"}),
     ("relu", one(Elementwise("relu", ("x",), "y"), **dict.fromkeys("xy", (2, 3, 5, 7))), {"flat"}),
     ("reshape", one(Rearrange("reshape", ("x",), "y"), x=(4, 9, 1, 1), y=(4, 9)), {"flat"}),
@@ -135,6 +149,25 @@ def test_any_convolution(shape, level, kernel, threads, panel):
 def test_any_linear(leading, k, o, density, residual, level, linear_images):
     case = linear(np.random.default_rng(0), leading=leading, k=k, o=o, density=density, residual=residual, low=0.0)
     check(case, level, tuning=Tuning(linear_images=linear_images))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    n=st.sampled_from([1, 1, 2, 16]),
+    c=st.integers(1, 20),
+    size=st.tuples(st.integers(1, 20), st.integers(1, 70)),
+    kernel=st.sampled_from([(3, 3), (3, 3), (3, 5), (1, 1)]),
+    stride=st.sampled_from([(1, 1), (2, 2), (2, 1)]),
+    padding=st.tuples(*[st.integers(0, 3)] * 4),
+    level=st.sampled_from(levels()),
+    residual=st.booleans(),
+)
+def test_any_depthwise(n, c, size, kernel, stride, padding, level, residual):
+    rng = np.random.default_rng(0)
+    case = convolution(rng, n=n, c=c, o=c, groups=c, size=size, kernel=kernel, stride=stride, padding=padding,
+                       density=1.0, residual=residual, low=0.0)  # fmt: skip
+    if case is not None:
+        check(case, level)
 
 
 @settings(max_examples=150, deadline=None)

@@ -80,6 +80,11 @@ CASES = {
         "g (float[2,4,6,6] x) => (float[] y) { a = BatchNormalization(x, four, four, four, four) y = Relu(a) }",
         "Convolution",
     ),
+    "zero_around_maximum": (
+        f"g (float[2,4,6,6] x) => (float[] y) {{ a = {CONV} (x, w)  b = Relu(a)"
+        " y = MaxPool <kernel_shape: ints = [3, 3], pads: ints = [1, 1, 1, 1]> (b) }",
+        "Convolution Pool",
+    ),
     "inputs_at_once": (
         "g (float[3,2,4] x) => (float[] y) { y = GRU <hidden_size: int = 4> (x, gates, gates) }",
         "Linear Recurrent Rearrange",

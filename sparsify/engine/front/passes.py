@@ -17,7 +17,7 @@ from sparsify.engine.front.rewrites.layout import (
     reshape_after_elementwise,
     transpose_as_reshape,
 )
-from sparsify.engine.front.rewrites.padding import fold_padding
+from sparsify.engine.front.rewrites.padding import fold_padding, zero_around_maximum
 from sparsify.engine.front.rewrites.patterns import find_gelu, find_layer_norm
 from sparsify.engine.front.rewrites.recurrent import inputs_at_once
 from sparsify.engine.program import Program
@@ -46,6 +46,7 @@ LAST: tuple[Pass, ...] = (
     fold_scale_and_shift_after,
     fuse_residual,
     fuse_clip,
+    zero_around_maximum,
     inputs_at_once,
     linear_of_matrix,
     merge_reshapes,

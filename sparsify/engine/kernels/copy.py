@@ -42,7 +42,11 @@ def copy_stage(value: str, shape: Shape, before: Layout, after: Layout) -> Stage
 def _is_transposed(before: Layout, after: Layout) -> bool:
     """Whether one side is in C order and on the other images lie next to each other."""
     planes = before or after
-    return (before is None) != (after is None) and planes is not None and (planes.lanes > 1 or planes.vectors and planes.plane == 1)
+    return (
+        (before is None) != (after is None)
+        and planes is not None
+        and (planes.lanes > 1 or (planes.vectors and planes.plane == 1))
+    )
 
 
 def _transposition(shape: tuple[int, int, int, int], before: Layout, after: Layout) -> tuple[np.ndarray, int]:
