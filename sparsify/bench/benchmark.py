@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 
 from sparsify.bench.machine import describe_machine
 from sparsify.bench.protocol import Contender, compare_outputs, running, take_turns
@@ -22,7 +21,7 @@ from sparsify.engine.target import available_cores
 from sparsify.errors import BenchError
 from sparsify.formats import SparseModel, densified
 from sparsify.formats import onnx as onnx_format
-from sparsify.formats._onnx_graph import find_layers
+from sparsify.formats._onnx_file import OnnxModel
 from sparsify.registry import names
 from sparsify.runtimes import load_runtime
 from sparsify.sources import open_source
@@ -159,29 +158,12 @@ def _prepare(source: str, folder: Path, changes: Sequence[str]) -> _Subject:
             onnx_format.write(model, sparse)
         onnx_format.write(densified(model), dense)
         return _Subject(source, model.metadata.sparsity, sparse, dense, tuple(model.metadata.network.input_shape))
-    proto = onnx_format.load(Path(source))
-    twin, shape = _foreign_twin(proto, model), _foreign_input(proto, source)
-    dense.write_bytes(twin.SerializeToString())
-    return _Subject(source, _sparsity(model), Path(source), dense, shape)
+    graph = onnx_format.write_twin(Path(source), model, dense)
+    return _Subject(source, _sparsity(model), Path(source), dense, _foreign_input(graph, source))
 
 
-def _foreign_twin(proto: onnx.ModelProto, model: SparseModel) -> onnx.ModelProto:
-    """A copy of somebody's ONNX model without zeros in the weights that do the work."""
-    twin = onnx.ModelProto()
-    twin.CopyFrom(proto)
-    filled = densified(model).tensors
-    layers = {layer.name for layer in find_layers(proto)}
-    for initializer in twin.graph.initializer:
-        if initializer.name in layers:
-            weight = filled[initializer.name]
-            oriented = weight if weight.shape == tuple(initializer.dims) else weight.T
-            initializer.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(oriented), initializer.name))
-    return twin
-
-
-def _foreign_input(proto: onnx.ModelProto, source: str) -> tuple[int, ...]:
-    known = {initializer.name for initializer in proto.graph.initializer}
-    inputs = [value for value in proto.graph.input if value.name not in known]
+def _foreign_input(graph: OnnxModel, source: str) -> tuple[int, ...]:
+    inputs = [value for value in graph.proto.graph.input if value.name not in graph.tensors]
     shape = [d.dim_value for d in inputs[0].type.tensor_type.shape.dim][1:] if len(inputs) == 1 else [0]
     if not shape or min(shape) < 1 or inputs[0].type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
         raise BenchError(f"{source} needs one float32 input whose shape is fixed but for the batch to be timed.")

@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -88,6 +89,25 @@ def unsigned(dtype: str) -> np.dtype:
     return np.dtype(f"<u{WIDTHS[dtype]}")
 
 
+def file_chunks(
+    path: Path, start: int, count: int, dtype: np.dtype, damaged: Callable[[str], FormatError]
+) -> Iterator[np.ndarray]:
+    """`count` elements of a file from byte `start` on, as `StoredTensor.chunks` gives them.
+
+    damaged: makes the error of that file from what was found.
+    """
+    try:
+        with path.open("rb", buffering=0) as file:
+            file.seek(start)
+            for begin in range(0, count, CHUNK):
+                chunk = np.fromfile(file, dtype, min(CHUNK, count - begin))
+                if len(chunk) < min(CHUNK, count - begin):
+                    raise damaged("it became shorter while it was read")
+                yield chunk
+    except OSError as error:
+        raise damaged(error.strerror or str(error)) from None
+
+
 def of_array(array: np.ndarray, name: str) -> StoredTensor:
     """A numpy array as a stored tensor. Raises FormatError for types that safetensors cannot hold."""
     if array.dtype.name not in OF_NUMPY:
@@ -95,11 +115,19 @@ def of_array(array: np.ndarray, name: str) -> StoredTensor:
     dtype = OF_NUMPY[array.dtype.name]
 
     def chunks() -> Iterator[np.ndarray]:
-        flat = np.ascontiguousarray(array).reshape(-1).view(unsigned(dtype))
-        for start in range(0, flat.size, CHUNK):
-            yield flat[start : start + CHUNK]
+        return of_bits(np.ascontiguousarray(array).reshape(-1).view(unsigned(dtype)), dtype).chunks()
 
     return StoredTensor(dtype, array.shape, chunks)
+
+
+def of_bits(bits: np.ndarray, dtype: str) -> StoredTensor:
+    """A row of elements, given as unsigned integers of their width, as a stored tensor."""
+
+    def chunks() -> Iterator[np.ndarray]:
+        for start in range(0, bits.size, CHUNK):
+            yield bits[start : start + CHUNK]
+
+    return StoredTensor(dtype, bits.shape, chunks)
 
 
 def to_float32(bits: np.ndarray, dtype: str) -> np.ndarray:

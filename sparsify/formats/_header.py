@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from sparsify.errors import FormatError
-from sparsify.formats._bits import CHUNK, WIDTHS, StoredTensor, unsigned
+from sparsify.formats._bits import WIDTHS, StoredTensor, file_chunks, unsigned
 
 MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 
@@ -65,7 +62,9 @@ def _parse(path: Path, prefix: bytes, read: Any) -> TensorFile:
     _check_coverage(places, size - 8 - length, path)
     tensors = {}
     for begin, _, dtype, shape, name in places:
-        chunks = partial(_read_chunks, path, 8 + length + begin, math.prod(shape), unsigned(dtype))
+        chunks = partial(
+            file_chunks, path, 8 + length + begin, math.prod(shape), unsigned(dtype), partial(damaged, path)
+        )
         tensors[name] = StoredTensor(dtype, shape, chunks)
     return TensorFile(tensors, metadata)
 
@@ -120,16 +119,3 @@ def _check_coverage(places: list[tuple[int, int, str, tuple[int, ...], str]], si
         reached = end
     if reached != size:
         raise damaged(path, f"its tensors take {reached} bytes, but {size} follow the header")
-
-
-def _read_chunks(path: Path, start: int, count: int, dtype: np.dtype) -> Iterator[np.ndarray]:
-    try:
-        with path.open("rb", buffering=0) as file:
-            file.seek(start)
-            for begin in range(0, count, CHUNK):
-                chunk = np.fromfile(file, dtype, min(CHUNK, count - begin))
-                if len(chunk) < min(CHUNK, count - begin):
-                    raise damaged(path, "it became shorter while it was read")
-                yield chunk
-    except OSError as error:
-        raise damaged(path, error.strerror or str(error)) from None

@@ -7,19 +7,21 @@ import math
 import onnx
 from google.protobuf.message import EncodeError
 
+from sparsify.formats._onnx_file import OnnxModel
 from sparsify.topology.costs import Layer
 
 
-def find_layers(proto: onnx.ModelProto) -> list[Layer]:
+def find_layers(model: OnnxModel) -> list[Layer]:
     """Weights of Conv, Gemm and MatMul nodes that are initializers, in the graph's order.
 
     Shapes are given as [out, in / groups, kernel...]. Positions are 0 where shape inference cannot tell.
     """
-    shapes = _shapes(proto)
-    weights = {tensor.name: tuple(tensor.dims) for tensor in proto.graph.initializer}
+    shapes = _shapes(model.outline())
+    weights = {n: tensor.shape for n, tensor in model.tensors.items() if len(tensor.shape) > 1 and tensor.size}
     layers: dict[str, Layer] = {}
-    for node in proto.graph.node:
-        if node.op_type not in ("Conv", "Gemm", "MatMul") or node.input[1] not in weights:
+    for node in model.proto.graph.node:
+        whole = len(node.input) > 1 and len(node.output) == 1
+        if node.op_type not in ("Conv", "Gemm", "MatMul") or not whole or node.input[1] not in weights:
             continue
         name = node.input[1]
         transposed = node.op_type == "MatMul" or (node.op_type == "Gemm" and not _attribute(node, "transB"))
@@ -35,7 +37,7 @@ def _shapes(proto: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     """Shape of every value for one sample: unknown leading dimensions count as 1; others leave it out."""
     try:
         inferred = onnx.shape_inference.infer_shapes(proto)
-    except (onnx.shape_inference.InferenceError, EncodeError, ValueError):  # above 2 GB it refuses
+    except (onnx.shape_inference.InferenceError, EncodeError, ValueError):
         return {}
     found = {}
     for value in [*inferred.graph.value_info, *inferred.graph.output]:

@@ -148,13 +148,17 @@ def _write_pair(out: BinaryIO, layout: _Layout, name: str, tensor: StoredTensor,
     out.write(positions.data)
 
 
+def read_ahead(order: Iterable[Named]) -> Iterator[tuple[Named, Iterable[np.ndarray]]]:
+    """Tensors with their content: small ones read ahead in parallel, large ones chunk by chunk as they are taken."""
+
+    def load(item: Named) -> tuple[Named, Iterable[np.ndarray]]:
+        return item, [item[1].bits()] if item[1].nbytes <= MEMORY // 4 else item[1].chunks()
+
+    return in_order(load, order, lambda item: min(item[1].nbytes, MEMORY // 4))
+
+
 def _copy(order: Iterable[Named], out: BinaryIO, progress: Callable[[int], None]) -> None:
-    """Append tensors: small ones read ahead in parallel, large ones chunk by chunk."""
-
-    def load(item: Named) -> Iterable[np.ndarray]:
-        return [item[1].bits()] if item[1].nbytes <= MEMORY // 4 else item[1].chunks()
-
-    for pieces in in_order(load, order, lambda item: min(item[1].nbytes, MEMORY // 4)):
+    for _, pieces in read_ahead(order):
         for piece in pieces:
             out.write(np.ascontiguousarray(piece).data)
             progress(piece.nbytes)

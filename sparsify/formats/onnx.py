@@ -6,27 +6,31 @@ Weights are dense, packed, or sparse tensors (docs/format.md, section 2).
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 
 from sparsify.errors import FormatError
 from sparsify.files import require_space, staging
-from sparsify.formats import SparseModel, Written, check_against_metadata
-from sparsify.formats._bits import of_array
+from sparsify.formats import SparseModel, Written, check_against_metadata, densified
+from sparsify.formats._bits import StoredTensor, of_array
 from sparsify.formats._header import TensorFile
-from sparsify.formats._metadata import KEY, parse_metadata
+from sparsify.formats._metadata import KEY, Metadata, parse_metadata
 from sparsify.formats._onnx_constants import decoded
-from sparsify.formats._onnx_encode import NAMES, encode_weights, replace_data, rounded
-from sparsify.formats._onnx_file import damaged, load, save, size_on_disk
+from sparsify.formats._onnx_encode import encode_weights, rounded
+from sparsify.formats._onnx_file import OnnxModel, array_of, damaged, of_proto, open_model, size_on_disk
 from sparsify.formats._onnx_graph import find_layers
 from sparsify.formats._onnx_proof import check_error, check_folded, compare, run
+from sparsify.formats._onnx_save import save
+from sparsify.formats._parallel import in_order
 from sparsify.formats._prune import check_sparsity
 from sparsify.formats._prune import prune as prune_weight
 from sparsify.formats._values import stored_model, value_type
+from sparsify.formats._writer import Watch, unwatched
 from sparsify.topology.costs import Layer
+from sparsify.topology.digest import MaskHasher
 
 SUFFIX = ".onnx"
 
@@ -53,36 +57,41 @@ def write(model: SparseModel, path: Path, *, encoding: str = "dense", values: st
     proto = export_module(module, sample[:2])
     onnx.helper.set_model_props(proto, {KEY: record.model_dump_json()})
     proto.producer_name, proto.producer_version = "sparsify", record.producer.split()[-1]
-    encoded = encode_weights(proto, encoding, value_type(values) if values else None, path)
-    require_space(path, sum(tensor.ByteSize() for tensor in proto.graph.initializer))
+    graph = of_proto(proto)
+    require_space(path, graph.nbytes())
+    encoded, names = encode_weights(graph, encoding, value_type(values) if values else None, path)
     with staging(path) as partial:
-        save(proto, partial)
+        save(encoded, partial)
         error = error_against(module, sample, partial)
         check_error(error, path, "torch's")
-        folded = check_folded(partial, encoded)
+        folded = check_folded(partial, names)
         digest = read(partial).digest()
-    return Written(path, size_on_disk(path), digest, error, _dense_size(arrays), folded)
+    return Written(path, size_on_disk(path), digest, error, _dense_size(graph), folded)
 
 
 def read(path: Path) -> SparseModel:
     """Read a model of ours or of anybody's, however its weights are encoded. Raises FormatError where it is damaged."""
-    proto = decoded(load(path), size_on_disk(path), path, casts=True)
-    properties = {entry.key: entry.value for entry in proto.metadata_props}
-    tensors = {i.name: _to_numpy(i, path) for i in proto.graph.initializer}
-    if KEY not in properties:
-        layers = find_layers(proto)
+    model = _open(path)
+    record = _record(model, path)
+    tensors = {name: _array(tensor, name, path) for name, tensor in model.tensors.items()}
+    if record is None:
+        layers = find_layers(model)
         return SparseModel({layer.name: _oriented(tensors[layer.name], layer) for layer in layers}, layers, None)
-    record = parse_metadata(properties[KEY], path)
     layers = [Layer(n, tuple(e.shape), e.positions, e.sparse) for n, e in record.layers.items()]
     return check_against_metadata(SparseModel(tensors, layers, record), path)
 
 
 def read_tensors(path: Path) -> TensorFile:
-    """Every initializer of a model, weights decoded, as its operators want them. Raises FormatError."""
-    proto = decoded(load(path), size_on_disk(path), path, casts=True)
-    metadata = {entry.key: entry.value for entry in proto.metadata_props if entry.key == KEY}
-    arrays = {tensor.name: _to_numpy(tensor, path) for tensor in proto.graph.initializer}
-    return TensorFile({name: of_array(array, name) for name, array in arrays.items()}, {"format": "pt", **metadata})
+    """Every initializer of a model, weights decoded, as its operators want them; none is read yet.
+
+    Raises FormatError for a damaged file and for tensors that safetensors cannot hold.
+    """
+    model = _open(path)
+    for tensor in model.proto.graph.initializer:
+        kind = onnx.TensorProto.DataType.Name(tensor.data_type)
+        raise FormatError(f"{tensor.name} is of type {kind}, which safetensors cannot hold. Convert it first.")
+    metadata = {entry.key: entry.value for entry in model.proto.metadata_props if entry.key == KEY}
+    return TensorFile(model.tensors, {"format": "pt", **metadata})
 
 
 def converts(source: Path) -> bool:
@@ -91,42 +100,62 @@ def converts(source: Path) -> bool:
 
 
 def convert(
-    source: Path, path: Path, *, encoding: str = "dense", values: str | None = None, prune: float | None = None
+    source: Path,
+    path: Path,
+    *,
+    encoding: str = "dense",
+    values: str | None = None,
+    prune: float | None = None,
+    watch: Watch | None = None,
 ) -> Written:
     """Write an ONNX model, whoever made it, with its weights in another encoding, and prove it.
 
     prune: sparsity to which the weights of Conv, Gemm and MatMul are magnitude-pruned first; other options as in
-    `write`. Outputs are compared with the source's, pruned and rounded likewise, in onnxruntime. Raises FormatError
-    as `write` does, and for models that sparsify trained if their record would no longer be true.
+    `write`. Weights are read and written one at a time; onnxruntime, in which outputs are compared with the
+    source's, pruned and rounded likewise, needs room for all. Raises FormatError as `write` does, and for models
+    that sparsify trained if their record would no longer be true.
     """
-    proto = decoded(load(source), size_on_disk(source), source, casts=False)
-    recorded = any(entry.key == KEY for entry in proto.metadata_props)
-    if recorded and values is not None:
+    model = decoded(open_model(source), size_on_disk(source), source, casts=False)
+    record = _record(model, source)
+    if record is not None and values is not None:
         return write(read(source), path, encoding=encoding, values=values)
-    if recorded and prune is not None:
+    if record is not None and prune is not None:
         raise FormatError(
             f"{source} was trained by sparsify, and its record would no longer be true of a pruned model. Train at the "
             f"sparsity that you need, or leave --prune away."
         )
-    if prune is not None:
-        check_sparsity(prune)
-        _prune(proto, prune)
-    if values is not None:
-        rounded(proto, value_type(values))
-    dense_size = sum(tensor.ByteSize() for tensor in proto.graph.initializer)
-    require_space(path, 2 * dense_size)  # the reference is on disk for a while, too
+    changed = _changed(model, prune, values)
+    dense_size = _dense_size(model)
+    require_space(path, dense_size * (1 if changed is model else 2))  # the reference is on disk for a while, too
     with staging(path) as partial:
-        reference = _reference(proto, partial.with_name("reference.onnx"))
-        encoded = encode_weights(proto, encoding, value_type(values) if values else None, source)
-        save(proto, partial)
+        reference = _reference(source if changed is model else None, changed, partial.with_name("reference.onnx"))
+        stored = value_type(values) if values else None
+        encoded, names = encode_weights(changed, encoding, stored, source)
+        save(encoded, partial, watch=_counted(watch or unwatched, encoded))
         error, folded = None, None
         if reference.outputs is not None:
             error = compare(reference.outputs, run(partial, reference.inputs)[0])
             check_error(error, path, "the source's")
-            folded = check_folded(partial, encoded)
-        if read(partial).digest() != reference.digest:
+            folded = check_folded(partial, names)
+        if _digest(_open(partial), partial) != reference.digest:
             raise FormatError(f"The masks recounted from {path} are not the source's. This is a bug: please report it.")
     return Written(path, size_on_disk(path), reference.digest, error, dense_size, folded)
+
+
+def write_twin(source: Path, read: SparseModel, path: Path) -> OnnxModel:
+    """Write the dense twin of an ONNX model, whoever made it, for comparisons; return the source's graph.
+
+    read: what `read` gives of the same file.
+    """
+    model = _open(source)
+    twin = densified(read)
+    for layer in twin.layers:
+        weight = twin.tensors[layer.name]
+        stored = model.tensors[layer.name]
+        oriented = weight if weight.shape == stored.shape else weight.T
+        model = model.with_tensors({layer.name: of_array(oriented, layer.name)})
+    save(model, path)
+    return model
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -138,13 +167,14 @@ class _Reference:
     outputs: list[np.ndarray] | None  # None where onnxruntime cannot run it on random inputs
 
 
-def _reference(proto: onnx.ModelProto, path: Path) -> _Reference:
-    """Run the source, which is on disk for as long as that takes."""
-    save(proto, path)
+def _reference(source: Path | None, model: OnnxModel, path: Path) -> _Reference:
+    """Run the source or, where that is None, the model that was made of it, written to `path` for as long."""
+    digest = _digest(decoded(model, model.nbytes(), source or path, casts=True), source or path)
     try:
-        digest = read(path).digest()
+        if source is None:
+            save(model, path)
         try:
-            outputs, inputs = run(path)
+            outputs, inputs = run(source or path)
         except Exception:  # other programs' operators, or sizes that do not fit: onnxruntime raises many kinds
             return _Reference(digest, None, None)
         return _Reference(digest, inputs, outputs)
@@ -153,19 +183,49 @@ def _reference(proto: onnx.ModelProto, path: Path) -> _Reference:
             written.unlink()
 
 
-def _prune(proto: onnx.ModelProto, sparsity: float) -> None:
-    weights = {layer.name for layer in find_layers(proto) if layer.sparse}
-    for tensor in proto.graph.initializer:
-        if tensor.name in weights and tensor.data_type in NAMES:
-            stored = of_array(numpy_helper.to_array(tensor), tensor.name)
-            replace_data(tensor, prune_weight(stored, sparsity).bits())
+def _changed(model: OnnxModel, prune: float | None, values: str | None) -> OnnxModel:
+    """The model pruned and rounded, or the same object where neither is asked for."""
+    if prune is not None:
+        check_sparsity(prune)
+        weights = [layer.name for layer in find_layers(model) if layer.sparse]
+        model = model.with_tensors({name: prune_weight(model.tensors[name], prune) for name in weights})
+    return model if values is None else rounded(model, value_type(values))
 
 
-def _to_numpy(tensor: onnx.TensorProto, path: Path) -> np.ndarray:
+def _open(path: Path) -> OnnxModel:
+    return decoded(open_model(path), size_on_disk(path), path, casts=True)
+
+
+def _record(model: OnnxModel, path: Path) -> Metadata | None:
+    texts = [entry.value for entry in model.proto.metadata_props if entry.key == KEY]
+    return parse_metadata(texts[-1], path) if texts else None
+
+
+def _digest(model: OnnxModel, path: Path) -> str:
+    """The mask digest recounted weight by weight. Raises FormatError where a record says something else."""
+    record = _record(model, path)
+    if record is not None:
+        tensors = {name: _array(model.tensors[name], name, path) for name in record.layers if name in model.tensors}
+        layers = [Layer(n, tuple(e.shape), e.positions, e.sparse) for n, e in record.layers.items()]
+        return check_against_metadata(SparseModel(tensors, layers, record), path).digest()
+    layers = sorted((layer for layer in find_layers(model) if layer.sparse), key=lambda layer: layer.name)
+
+    def mask(layer: Layer) -> np.ndarray:
+        weight = _oriented(_array(model.tensors[layer.name], layer.name, path), layer)
+        return np.packbits((weight != 0).reshape(-1), bitorder="little")
+
+    hasher = MaskHasher()
+    masks = in_order(mask, layers, lambda layer: 2 * model.tensors[layer.name].nbytes)
+    for layer, bits in zip(layers, masks, strict=True):
+        hasher.add(layer.name, layer.shape, bits)
+    return hasher.hexdigest()
+
+
+def _array(tensor: StoredTensor, name: str, path: Path) -> np.ndarray:
     try:
-        return numpy_helper.to_array(tensor)
+        return array_of(tensor)
     except (ValueError, TypeError, KeyError) as error:
-        raise damaged(path, f"the tensor {tensor.name} cannot be decoded: {error}") from None
+        raise damaged(path, f"the tensor {name} cannot be decoded: {error}") from None
 
 
 def _oriented(tensor: np.ndarray, layer: Layer) -> np.ndarray:
@@ -173,5 +233,17 @@ def _oriented(tensor: np.ndarray, layer: Layer) -> np.ndarray:
     return tensor if tensor.shape == layer.shape else np.ascontiguousarray(tensor.T)
 
 
-def _dense_size(arrays: dict[str, np.ndarray]) -> int:
-    return sum(array.nbytes for array in arrays.values())
+def _dense_size(model: OnnxModel) -> int:
+    return sum(tensor.nbytes for tensor in model.tensors.values())
+
+
+def _counted(watch: Watch, model: OnnxModel) -> Callable[[int], object]:
+    """Bytes written so far, and all."""
+    total, done = _dense_size(model), 0
+
+    def count(size: int) -> None:
+        nonlocal done
+        done += size
+        watch(done, total)
+
+    return count
