@@ -24,6 +24,7 @@ from sparsify.formats._module import build_module
 from sparsify.randomness import generator
 from sparsify.recipe import Recipe, parse_recipe
 from sparsify.sources import open_source
+from sparsify.training.evaluate import cross_entropy
 
 Space = Literal["sparse", "full"]
 Point = dict[str, Tensor]  # every parameter of the network, by name
@@ -149,7 +150,7 @@ def fit(
         t = float(torch.rand((), generator=random))
         outputs = functional_call(module, bezier([control[0], *inner, control[-1]], t), (inputs,))
         optimizer.zero_grad()
-        nn.functional.cross_entropy(outputs, labels).backward()
+        cross_entropy(outputs, labels).backward()
         for point in inner:
             for name, mask in allowed.items():
                 gradient = point[name].grad
@@ -174,10 +175,9 @@ def loss_at(module: nn.Module, point: Point, held: tuple[Tensor, Tensor]) -> flo
                 functional_call(module, point, (inputs,))
         module.eval()
         losses = (
-            float(nn.functional.cross_entropy(functional_call(module, point, (x,)), labels, reduction="sum"))
-            for x, labels in parts
+            float(cross_entropy(functional_call(module, point, (x,)), labels, reduction="sum")) for x, labels in parts
         )
-        return math.fsum(losses) / len(held[0])
+        return math.fsum(losses) / held[1].numel()
 
 
 def barrier(positions: Sequence[float], losses: Sequence[float]) -> float:

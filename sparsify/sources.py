@@ -7,8 +7,6 @@ from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sparsify.data import data_info
 from sparsify.errors import FormatError, RecipeError, UnknownNameError
 from sparsify.formats import SparseModel, Written, load_format, read_model
@@ -128,14 +126,14 @@ def _open_run(folder: Path) -> SparseModel:
     if (folder / run_folder.MODEL).is_file():
         return read_model(folder / run_folder.MODEL)
     recipe = load_recipe(folder / run_folder.RECIPE)
-    info = data_info(recipe.data.name)
+    info = data_info(recipe.data.name, recipe.data.options)
     model, layers, masks = build_network(recipe, info)
     checkpoint = folder / run_folder.CHECKPOINT
     if not checkpoint.is_file():
         return snapshot(model, layers, masks, recipe, info, "initialised")
     content = read_checkpoint(checkpoint)
     model.load_state_dict(content["model"])
-    layers = find_layers(model, torch.zeros(1, *info.input_shape))
+    layers = find_layers(model, info.zeros())
     progress = {"steps": content["progress"]["step"], "updates": content["progress"]["updates"]}
     return snapshot(model, layers, Masks(content["masks"]), recipe, info, "in training", progress)
 

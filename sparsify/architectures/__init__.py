@@ -1,25 +1,45 @@
 """Networks. One file each, sized by arguments.
 
 An architecture is one function `build(input_shape, classes, ...) -> nn.Module`; input_shape is [channels,
-height, width] of a sample, and the other arguments are the keys of a recipe's [model] section.
+height, width] of a sample, and the other arguments are the keys of a recipe's [model] section. One whose samples
+are sequences of tokens has an argument `vocabulary` besides, and its input_shape is [length].
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from sparsify import registry
+from sparsify.errors import RecipeError
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-def build(name: str, options: Mapping[str, Any], input_shape: tuple[int, ...], classes: int) -> nn.Module:
+def build(
+    name: str, options: Mapping[str, Any], input_shape: tuple[int, ...], classes: int, vocabulary: int = 0
+) -> nn.Module:
     """The named architecture, freshly initialised from torch's global generator.
 
-    Raises UnknownNameError for the name and RecipeError for an option.
+    vocabulary: distinct tokens, where samples are sequences of them. Raises UnknownNameError for the name and
+    RecipeError for an option, or for data that this architecture cannot take.
     """
     module: Any = registry.load("architectures", name)
-    model: nn.Module = registry.configure(module.build, "model", options, input_shape=input_shape, classes=classes)
+    given: dict[str, Any] = {"input_shape": input_shape, "classes": classes}
+    if reads_tokens(name) != bool(vocabulary):
+        known = [other for other in registry.names("architectures") if reads_tokens(other) == bool(vocabulary)]
+        raise RecipeError(
+            f"The data holds {'sequences of tokens' if vocabulary else f'samples of shape {list(input_shape)}'}, which "
+            f"the architecture {name} does not take. Choose another data set, or one of: {', '.join(known)}."
+        )
+    if vocabulary:
+        given["vocabulary"] = vocabulary
+    model: nn.Module = registry.configure(module.build, "model", options, **given)
     return model
+
+
+def reads_tokens(name: str) -> bool:
+    """Whether the named architecture reads sequences of tokens, [n, t] int64, and answers for each position."""
+    return "vocabulary" in signature(registry.load("architectures", name).build).parameters

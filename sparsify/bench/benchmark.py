@@ -64,7 +64,7 @@ class _Subject:
     sparsity: float
     sparse: Path
     dense: Path
-    input_shape: tuple[int, ...]
+    sample: Callable[[int], np.ndarray]  # random inputs [batch, ...]
 
 
 def benchmark(
@@ -104,7 +104,7 @@ def benchmark(
         for subject in subjects:
             mine = [runtime for s, runtime in jobs if s is subject]
             contenders = [Contender(r, p, threads) for r in mine for p in (subject.sparse, subject.dense)]
-            inputs = np.random.default_rng(0).standard_normal((batch, *subject.input_shape)).astype(np.float32)
+            inputs = subject.sample(batch)
             with running(contenders):
                 largest_error = max([largest_error, *compare_outputs(contenders, inputs).values()])
                 for turn in take_turns(contenders, rounds, seconds):
@@ -129,7 +129,7 @@ def explain(
     with tempfile.TemporaryDirectory(prefix="sparsify-explain-") as folder:
         subject = _prepare(str(source), Path(folder) / "model", changes)
         session = InferenceSession(subject.sparse, threads=threads or available_cores())
-        inputs = np.random.default_rng(0).standard_normal((batch, *subject.input_shape)).astype(np.float32)
+        inputs = subject.sample(batch)
         for _ in range(EXPLAINED_RUNS):  # times are those of the last run
             session.run(None, {session.get_inputs()[0].name: inputs})
         return session.explain()
@@ -157,9 +157,14 @@ def _prepare(source: str, folder: Path, changes: Sequence[str]) -> _Subject:
         else:
             onnx_format.write(model, sparse)
         onnx_format.write(densified(model), dense)
-        return _Subject(source, model.metadata.sparsity, sparse, dense, tuple(model.metadata.network.input_shape))
+        return _Subject(source, model.metadata.sparsity, sparse, dense, model.metadata.network.sample)
     graph = onnx_format.write_twin(Path(source), model, dense)
-    return _Subject(source, _sparsity(model), Path(source), dense, _foreign_input(graph, source))
+    shape = _foreign_input(graph, source)
+
+    def sample(batch: int) -> np.ndarray:
+        return np.random.default_rng(0).standard_normal((batch, *shape), dtype=np.float32)
+
+    return _Subject(source, _sparsity(model), Path(source), dense, sample)
 
 
 def _foreign_input(graph: OnnxModel, source: str) -> tuple[int, ...]:

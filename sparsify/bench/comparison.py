@@ -13,6 +13,7 @@ from sparsify.errors import RecipeError
 from sparsify.recipe import Recipe, parse_recipe
 from sparsify.registry import find, names
 from sparsify.training import run_folder
+from sparsify.training.evaluate import BITS, score_name
 from sparsify.training.loop import train
 from sparsify.training.metrics import read_metrics
 from sparsify.training.plan import Plan, plan
@@ -23,10 +24,10 @@ Watch = Callable[[str, int, int, int], None]  # method, seed, steps done, steps 
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """One method. Accuracies are shares of the test set, one for each seed."""
+    """One method."""
 
     method: str
-    accuracies: list[float]
+    scores: list[float]  # one for each seed
     mean: float
     deviation: float | None  # sample standard deviation over seeds; None for a single seed
     sparsity: float  # at the end, mean over seeds
@@ -37,9 +38,10 @@ class ComparisonRow:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Rows in the order of their mean accuracy, best first."""
+    """Rows in the order of their mean score, best first."""
 
     recipe: str
+    score: str  # test_accuracy, a share of the test set, or test_bits_per_character
     at_equal: Equal
     sparsity: float  # that the recipe asks for
     seeds: list[int]
@@ -58,7 +60,7 @@ def compare(
     device: str = "auto",
     watch: Watch | None = None,
 ) -> Comparison:
-    """Train the recipe by each method with each seed and set the accuracies side by side.
+    """Train the recipe by each method with each seed and set their scores side by side.
 
     methods: by default all there are. at_equal: "steps" trains all for as long as the recipe says; "flops"
     gives all the training FLOPs that the recipe's own method is planned to take, so that a dense network
@@ -71,13 +73,15 @@ def compare(
         raise RecipeError("Each method and each seed is trained once: name at least one of both, and none twice.")
     folder = Path(out) if out is not None else Path("runs") / f"compare-{recipe.name}-{at_equal}"
     variants = {method: [_variant(recipe, method, seed, at_equal) for seed in seeds] for method in chosen}
-    costs = {method: plan(each[0], data_info(recipe.data.name)) for method, each in variants.items()}
+    info = data_info(recipe.data.name, recipe.data.options)
+    costs = {method: plan(each[0], info) for method, each in variants.items()}
     rows = []  # nothing is trained before every method is known to be able to
     for method, each in variants.items():
         lines = [_line(variant, folder, data, device, watch) for variant in each]
         rows.append(_row(method, costs[method], lines))
-    rows.sort(key=lambda row: -row.mean)
-    return Comparison(recipe.name, at_equal, recipe.topology.sparsity, list(seeds), str(folder), rows)
+    score = score_name(lines[0])
+    rows.sort(key=lambda row: row.mean if score == BITS else -row.mean)
+    return Comparison(recipe.name, score, at_equal, recipe.topology.sparsity, list(seeds), str(folder), rows)
 
 
 def _variant(recipe: Recipe, method: str, seed: int, at_equal: Equal) -> Recipe:
@@ -88,7 +92,7 @@ def _variant(recipe: Recipe, method: str, seed: int, at_equal: Equal) -> Recipe:
     table["training"]["seed"] = seed
     if at_equal == "steps":
         return parse_recipe(table)
-    info = data_info(recipe.data.name)
+    info = data_info(recipe.data.name, recipe.data.options)
     budget = plan(recipe, info).training_flops
     for _ in range(3):  # the average cost of a step depends on the length a little, through whole updates
         cost = plan(parse_recipe(table), info)
@@ -116,12 +120,12 @@ def _line(
 
 
 def _row(method: str, cost: Plan, lines: Sequence[dict[str, Any]]) -> ComparisonRow:
-    accuracies = [line["test_accuracy"] for line in lines]
+    scores = [line[score_name(line)] for line in lines]
     return ComparisonRow(
         method=method,
-        accuracies=accuracies,
-        mean=statistics.fmean(accuracies),
-        deviation=statistics.stdev(accuracies) if len(accuracies) > 1 else None,
+        scores=scores,
+        mean=statistics.fmean(scores),
+        deviation=statistics.stdev(scores) if len(scores) > 1 else None,
         sparsity=statistics.fmean(line["sparsity"] for line in lines),
         steps=lines[0]["step"],
         training_flops=statistics.fmean(line["training_flops"] for line in lines),

@@ -24,6 +24,7 @@ from sparsify.bench.comparison import Comparison, compare
 from sparsify.formats import Written
 from sparsify.interpolation import Landscape, landscape
 from sparsify.recipe import Recipe
+from sparsify.report.scores import score_in_words
 from sparsify.sources import export
 from sparsify.training.distributed import speaks
 from sparsify.training.loop import Progress as Step
@@ -54,20 +55,20 @@ class _Bar:
 def train_with_progress(
     recipe: Recipe | None, out: Path | None, data: Path | None, device: str, resume: bool, quiet: bool
 ) -> Result:
-    """`train` with a live line: step, time, loss, accuracy, sparsity, drop fraction."""
+    """`train` with a live line: step, time, loss, accuracy or bits per character, sparsity, drop fraction."""
     quiet = quiet or not speaks()
     console = Console(quiet=quiet, highlight=False, soft_wrap=True)
     times = (TimeElapsedColumn(), TimeRemainingColumn())
     columns = (BarColumn(24), MofNCompleteColumn(), *times, TextColumn("{task.description}"))
-    accuracy, printed = "", 0
+    score, printed = "", 0
 
     with _Bar(*columns, console=console, quiet=quiet) as bar:
 
         def watch(step: Step) -> None:
-            nonlocal accuracy, printed
+            nonlocal score, printed
             if "test_accuracy" in step.line:
-                accuracy = f"accuracy {step.line['test_accuracy']:.2%}"
-            description = _describe(step.line, accuracy)
+                score = score_in_words(step.line)
+            description = _describe(step.line, score)
             bar.show(step.step, step.steps, description)
             evaluated = "test_accuracy" in step.line and step.line["step"] > printed
             if evaluated and not console.is_terminal:
@@ -77,7 +78,7 @@ def train_with_progress(
         result = train(recipe, out, data=data, device=device, resume=resume, watch=watch)
     line = result.line
     console.print(
-        f"Test accuracy {line['test_accuracy']:.2%} at {line['sparsity']:.2%} sparsity after {line['step']:,} steps "
+        f"Test {score_in_words(line)} at {line['sparsity']:.2%} sparsity after {line['step']:,} steps "
         f"and {line['updates']} mask updates. Model: {result.folder / MODEL}"
     )
     return result
@@ -138,10 +139,10 @@ def landscape_with_progress(start: str, end: str, options: dict[str, Any], quiet
         return landscape(start, end, watch=bar.show, **options)
 
 
-def _describe(line: dict[str, Any], accuracy: str) -> str:
+def _describe(line: dict[str, Any], score: str) -> str:
     if not line:
         return ""
-    parts = [f"loss {line['loss']:.4f}", accuracy, f"sparsity {line['sparsity']:.1%}"]
+    parts = [f"loss {line['loss']:.4f}", score, f"sparsity {line['sparsity']:.1%}"]
     if line["drop_fraction"]:
         parts.append(f"drop {line['drop_fraction']:.2f}")
     return "  ".join(part for part in parts if part)

@@ -1,7 +1,8 @@
 """Data sets. One file each; files whose names begin with an underscore are what they share.
 
-A data set is a constant `INFO` and a function `load(folder, ...) -> Data`; `folder` is the one that holds
-all data sets, and the other arguments are the keys of a recipe's [data] section.
+A data set is a function `load(folder, ...) -> Data`; `folder` is the one that holds all data sets, and the other
+arguments are the keys of a recipe's [data] section. What is known without its files is a constant `INFO`, or, where
+it depends on those keys, a function `info(...)` of them.
 """
 
 from __future__ import annotations
@@ -39,15 +40,23 @@ class Images:
 class DataInfo:
     """What is known of a data set without its files; enough to build a network for it."""
 
-    input_shape: tuple[int, ...]  # [channels, height, width] of one sample
+    input_shape: tuple[int, ...]  # of one sample: [channels, height, width], or [length] of a sequence of tokens
     classes: int
     train_samples: int
-    mean: tuple[float, ...]  # of each channel, in the units of the pixels
-    std: tuple[float, ...]
+    mean: tuple[float, ...] = ()  # of each channel, in the units of the pixels; none for tokens
+    std: tuple[float, ...] = ()
+    vocabulary: int = 0  # distinct tokens; 0 where inputs are not tokens
+
+    def zeros(self, count: int = 1) -> Tensor:
+        """Inputs of zeros, [count, *input_shape]: float32, or int64 for tokens."""
+        return torch.zeros(count, *self.input_shape, dtype=torch.int64 if self.vocabulary else torch.float32)
 
 
 class Data(Protocol):
-    """What training needs of a data set, wherever its samples are."""
+    """What training needs of a data set, wherever its samples are.
+
+    A batch is inputs [n, ...] and labels: a class for each sample [n], or one for each position of a sequence [n, t].
+    """
 
     @property
     def info(self) -> DataInfo: ...
@@ -138,9 +147,10 @@ def data_folder(given: str | Path | None = None) -> Path:
     return Path(given or os.environ.get("SPARSIFY_DATA") or "~/data").expanduser()
 
 
-def data_info(name: str) -> DataInfo:
-    """What is known of the named data set without its files."""
-    info: DataInfo = registry.load("data", name).INFO
+def data_info(name: str, options: Mapping[str, Any]) -> DataInfo:
+    """What is known of the named data set without its files. Raises RecipeError for an option."""
+    module: Any = registry.load("data", name)
+    info: DataInfo = registry.configure(module.info, "data", options) if hasattr(module, "info") else module.INFO
     return info
 
 

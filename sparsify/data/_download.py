@@ -48,10 +48,13 @@ def find_or_fetch(folder: Path, address: str, files: Mapping[str, str]) -> dict[
     return {name: _standing(folder, name) or _fetch(folder, address, name, files) for name in files}
 
 
-def fetch_archive(folder: Path, address: str, name: str, md5: str, processor: Any) -> None:
-    """Download the archive `name` and let pooch's `processor` unpack it into `folder`'s parent."""
+def fetch_archive(folder: Path, address: str, name: str, checksum: str, processor: Any) -> None:
+    """Download the archive `name` and let pooch's `processor` unpack it, so that `folder` is there.
+
+    checksum: as "md5:..." or "sha256:...".
+    """
     with tempfile.TemporaryDirectory(prefix="sparsify-") as temporary:
-        _retrieve(folder, address, name, md5, Path(temporary), processor, contents=[folder.name])
+        _retrieve(folder, address, name, checksum, Path(temporary), processor, contents=[folder.name])
 
 
 def _standing(folder: Path, name: str) -> Path | None:
@@ -60,15 +63,17 @@ def _standing(folder: Path, name: str) -> Path | None:
 
 
 def _fetch(folder: Path, address: str, name: str, files: Mapping[str, str]) -> Path:
-    return _retrieve(folder, address, name, files[name], folder, None, contents=list(files))
+    return _retrieve(folder, address, name, f"md5:{files[name]}", folder, None, contents=list(files))
 
 
-def _retrieve(folder: Path, address: str, name: str, md5: str, into: Path, processor: Any, contents: list[str]) -> Path:
+def _retrieve(
+    folder: Path, address: str, name: str, checksum: str, into: Path, processor: Any, contents: list[str]
+) -> Path:
     bar = _Bar(name)
     try:
         into.mkdir(parents=True, exist_ok=True)
         downloader = pooch.HTTPDownloader(progressbar=bar, timeout=30)
-        pooch.retrieve(address + name, f"md5:{md5}", name, into, processor, downloader)
+        pooch.retrieve(address + name, checksum, name, into, processor, downloader)
     except (OSError, ValueError) as error:  # requests' errors are OSErrors; a wrong checksum is a ValueError
         raise DataError(
             f"{folder.name} is not in {folder.parent} and could not be downloaded from {address} "

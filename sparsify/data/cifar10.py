@@ -11,7 +11,7 @@ from sparsify.data._download import fetch_archive
 from sparsify.errors import DataError
 
 ADDRESS = "https://www.cs.toronto.edu/~kriz/"
-ARCHIVE, MD5 = "cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530"
+ARCHIVE, CHECKSUM = "cifar-10-binary.tar.gz", "md5:c32a1d4ab5d03f1284b67883e8d87530"
 TRAIN = [f"data_batch_{i}.bin" for i in range(1, 6)]
 TEST = ["test_batch.bin"]
 RECORD = 1 + 3 * 32 * 32  # a label and three planes
@@ -26,7 +26,7 @@ def load(folder: Path, augment: bool = True) -> Dataset:
     files = folder / "cifar-10-batches-bin"
     if not all((files / name).is_file() for name in TRAIN + TEST):
         unpack = pooch.Untar(extract_dir=str(folder.absolute()))
-        fetch_archive(files, ADDRESS, ARCHIVE, MD5, unpack)
+        fetch_archive(files, ADDRESS, ARCHIVE, CHECKSUM, unpack)
     return Dataset(
         INFO,
         _read([files / name for name in TRAIN]),

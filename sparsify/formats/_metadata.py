@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal, Self
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sparsify.errors import FormatError
@@ -34,10 +35,18 @@ class Network(_Record):
     """What is needed to build the network again and to feed it."""
 
     recipe: dict[str, Any]
-    input_shape: list[Size]  # [channels, height, width]
+    input_shape: list[Size]  # [channels, height, width], or the [length] of the sequences in training
     classes: Size
     mean: list[float]  # of each channel, subtracted from the pixels
     std: list[float]  # of each channel, divided by afterwards
+    vocabulary: Size = 0  # distinct tokens, where inputs are int64 sequences of any length; 0 for float32 inputs
+
+    def sample(self, count: int, length: int | None = None, seed: int = 0) -> np.ndarray:
+        """Random inputs [count, *input_shape] of the network's type. length: of sequences, if not that of training."""
+        random = np.random.default_rng(seed)
+        if self.vocabulary:
+            return random.integers(0, self.vocabulary, (count, length or self.input_shape[0]))
+        return random.standard_normal((count, *self.input_shape), dtype=np.float32)
 
 
 class Metadata(_Record):

@@ -20,15 +20,18 @@ def build_module(model: SparseModel) -> nn.Module:
 
     from sparsify import architectures
     from sparsify.recipe import parse_recipe
+    from sparsify.topology.tying import tensor_owners
 
     if model.metadata is None:
         raise FormatError("The file does not say which network it holds: it was not written by sparsify.")
     network = model.metadata.network
     part = parse_recipe(network.recipe).model
-    module = architectures.build(part.name, part.options, tuple(network.input_shape), network.classes)
+    shape = tuple(network.input_shape)
+    module = architectures.build(part.name, part.options, shape, network.classes, network.vocabulary)
     expected = module.state_dict()
     # A graph holds constants besides the network's tensors, and no counts of training steps.
-    tensors = {name: torch.from_numpy(model.tensors[name].copy()) for name in expected if name in model.tensors}
+    owners = tensor_owners(module).items()
+    tensors = {name: torch.from_numpy(model.tensors[own].copy()) for name, own in owners if own in model.tensors}
     for name in expected:
         if name.endswith("num_batches_tracked"):
             tensors.setdefault(name, expected[name])

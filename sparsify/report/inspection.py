@@ -122,14 +122,14 @@ def _plan(source: str | Path, changes: Sequence[str]) -> Plan | None:
     if path.exists() and path.suffix != ".toml":
         return None
     recipe = load_recipe(str(source), changes)
-    return plan(recipe, data_info(recipe.data.name))
+    return plan(recipe, data_info(recipe.data.name, recipe.data.options))
 
 
 def _facts(metadata: Metadata | None) -> dict[str, Any]:
     if metadata is None:
         return {"origin": "another program"}
     recipe = parse_recipe(metadata.network.recipe)
-    samples = data_info(recipe.data.name).train_samples
+    samples = data_info(recipe.data.name, recipe.data.options).train_samples
     return {
         "origin": metadata.origin,
         "recipe": recipe.name,

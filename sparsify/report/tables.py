@@ -14,6 +14,7 @@ from sparsify.bench.comparison import Comparison
 from sparsify.bench.statistics import Interval
 from sparsify.interpolation import Landscape
 from sparsify.report.inspection import Inspection, LayerRow
+from sparsify.report.scores import format_score, plain_name, score_in_words
 
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 EIGHTH_HEIGHTS = "▁▂▃▄▅▆▇█"
@@ -76,20 +77,23 @@ def bench_table(report: Report) -> RenderableType:
 
 
 def comparison_table(found: Comparison) -> RenderableType:
-    """Methods with mean accuracy, its spread over seeds, and what they cost."""
+    """Methods with their mean score, its spread over seeds, and what they cost."""
     title = f"{found.recipe} at {found.sparsity:.2%} sparsity, equal {found.at_equal}, seeds {_list(found.seeds)}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.padding = (0, 1, 0, 0)
     table.add_column("method", no_wrap=True)
-    for name in ("accuracy", "lowest", "highest", "zeros", "steps", "train FLOPs", "infer FLOPs"):
+    for name in (plain_name(found.score), "lowest", "highest", "zeros", "steps", "train FLOPs", "infer FLOPs"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in found.rows:
-        spread = "" if row.deviation is None else f" ±{row.deviation:.2%}"
+        lowest, mean, highest, deviation = (
+            "" if value is None else format_score(found.score, value)
+            for value in (min(row.scores), row.mean, max(row.scores), row.deviation)
+        )
         table.add_row(
             row.method,
-            f"{row.mean:.2%}{spread}",
-            f"{min(row.accuracies):.2%}",
-            f"{max(row.accuracies):.2%}",
+            f"{mean} ±{deviation}" if deviation else mean,
+            lowest,
+            highest,
             f"{row.sparsity:.2%}",
             f"{row.steps:,}",
             human_count(round(row.training_flops)),
@@ -173,7 +177,7 @@ def _totals(found: Inspection) -> str:
     lines.append("Stored as " + ", ".join(f"{name} {human_count(size)}B" for name, size in found.sizes.items()) + ".")
     results = found.facts.get("results", {})
     if "test_accuracy" in results:
-        lines.append(f"Test accuracy {results['test_accuracy']:.2%} after {results['steps']:,} steps.")
+        lines.append(f"Test {score_in_words(results)} after {results['steps']:,} steps.")
     lines.append(f"Mask digest {found.mask_digest}")
     return "\n".join(lines)
 

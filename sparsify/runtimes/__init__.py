@@ -17,7 +17,7 @@ import numpy as np
 
 from sparsify.registry import load_class
 
-Run = Callable[[np.ndarray], np.ndarray]  # [n, ...] float32 -> [n, classes] float32
+Run = Callable[[np.ndarray], np.ndarray]  # [n, ...] float32, or tokens [n, t] int64 -> [n, ..., classes] float32
 
 
 class Runtime(ABC):

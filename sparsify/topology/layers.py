@@ -16,12 +16,16 @@ def find_layers(model: nn.Module, sample: Tensor) -> list[Layer]:
     """Convolution and linear weights in the order in which a forward pass uses them.
 
     sample: one input, [1, ...]. The model is run in evaluation mode and left as it was. Biases, norms and
-    embeddings are not among the results; a weight that is used twice appears once with its uses added.
+    embeddings are not among the results; a weight that is used twice appears once with its uses added. A module
+    that multiplies by the weights of linear layers without calling them, as a recurrent one does by those of its
+    gates, lists them as `uncalled_linears`; each is used once for every vector of the module's output.
     """
     names = {parameter: name for name, parameter in model.named_parameters()}
     found: dict[str, Layer] = {}
 
     def record(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        for linear in getattr(module, "uncalled_linears", ()):
+            record(linear, inputs, output)
         weight = getattr(module, "weight", None)
         if not isinstance(weight, nn.Parameter):
             return
@@ -31,7 +35,8 @@ def find_layers(model: nn.Module, sample: Tensor) -> list[Layer]:
         found[name] = Layer(name, tuple(weight.shape), earlier + uses, sparse=not depthwise)
 
     kinds = (nn.Linear, *CONVOLUTIONS)
-    hooks = [m.register_forward_hook(record) for m in model.modules() if isinstance(m, kinds)]
+    used = [module for module in model.modules() if isinstance(module, kinds) or hasattr(module, "uncalled_linears")]
+    hooks = [module.register_forward_hook(record) for module in used]
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparsify.errors import DivergedError, InterruptedTraining
 from sparsify.files import write_json
@@ -21,7 +21,7 @@ from sparsify.training import run_folder
 from sparsify.training.averaging import averaged
 from sparsify.training.checkpoint import Window, save_checkpoint
 from sparsify.training.distributed import World, join_world
-from sparsify.training.evaluate import evaluate
+from sparsify.training.evaluate import cross_entropy, evaluate
 from sparsify.training.interrupts import interrupts
 from sparsify.training.learning_rate import learning_rate
 from sparsify.training.metrics import open_metrics
@@ -131,7 +131,7 @@ def _steps(run: Start, world: World) -> Iterator[Progress]:
                 line = _line(state, window, run, rate)
                 if evaluating:
                     with averaged(state.model, state.average):
-                        line["test_loss"], line["test_accuracy"] = evaluate(state.model, dataset)
+                        line |= evaluate(state.model, dataset)
                     window.dead = _tell_deaths(state.masks, window, line, world)
                 metrics.write(line)
                 window = Window(torch.zeros((), device=world.device), grown=state.grown, dead=window.dead)
@@ -159,7 +159,7 @@ def _backward(
     for inputs, labels in zip(*(part.chunk(settings.accumulate) for part in batch), strict=True):
         with autocast(settings.precision, inputs.device):
             outputs = forward(inputs)
-        loss = nn.functional.cross_entropy(outputs.float(), labels, label_smoothing=settings.label_smoothing)
+        loss = cross_entropy(outputs.float(), labels, label_smoothing=settings.label_smoothing)
         (loss * factor).backward()
         total += loss.detach() / settings.accumulate
     return total
@@ -226,7 +226,7 @@ def _check_scale(state: TrainState) -> None:
 
 
 def _write_model(run: Start, state: TrainState, line: dict[str, Any]) -> None:
-    results = {key: line[key] for key in ("test_loss", "test_accuracy", "training_flops")}
+    results = {key: value for key, value in line.items() if key.startswith("test_") or key == "training_flops"}
     results |= {"steps": state.step, "updates": state.updates}
     with averaged(state.model, state.average):
         final = snapshot(state.model, run.layers, state.masks, run.recipe, run.dataset.info, "trained", results)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from sparsify import __version__, architectures
+from sparsify import __version__
 from sparsify.data import DataInfo, data_info
 from sparsify.errors import DivergedError
 from sparsify.formats import Metadata, SparseModel
@@ -21,8 +21,9 @@ from sparsify.registry import configure, load_class
 from sparsify.topology.costs import Layer, inference_flops
 from sparsify.topology.layers import find_layers
 from sparsify.topology.masks import Masks, random_masks
+from sparsify.topology.tying import tensor_owners
 from sparsify.training.step import apply_masks
-from sparsify.training.width import equal_width
+from sparsify.training.width import build_model, equal_width
 
 Origin = Literal["trained", "in training", "initialised"]
 
@@ -52,8 +53,8 @@ def build_network(
         sparsity = method.initial_sparsity(topology.sparsity)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = architectures.build(recipe.model.name, recipe.model.options, info.input_shape, info.classes)
-    layers = find_layers(model, torch.zeros(1, *info.input_shape))
+        model = build_model(recipe, info)
+    layers = find_layers(model, info.zeros())
     shapes = {layer.name: layer.shape for layer in layers if layer.sparse}
     masks = random_masks(shapes, topology.distribution, sparsity, generator(seed, "masks"), method.draw)
     apply_masks(model, masks)
@@ -62,7 +63,7 @@ def build_network(
 
 def initial_snapshot(recipe: Recipe) -> SparseModel:
     """The model of a recipe that was never trained, as sparse as training would leave it; its metadata says so."""
-    info = data_info(recipe.data.name)
+    info = data_info(recipe.data.name, recipe.data.options)
     sparsity = recipe.topology.sparsity if recipe_method(recipe).sparse else 0.0
     model, layers, masks = build_network(recipe, info, sparsity)
     return snapshot(model, layers, masks, recipe, info, "initialised")
@@ -81,7 +82,9 @@ def snapshot(
 
     Raises DivergedError where a weight is not finite: such a model is of no use in a file.
     """
-    tensors = {name: tensor.detach().cpu().numpy().copy() for name, tensor in model.state_dict().items()}
+    state = model.state_dict()
+    owned = [name for name, owner in tensor_owners(model).items() if name == owner]
+    tensors = {name: state[name].detach().cpu().numpy().copy() for name in owned}
     for name, tensor in tensors.items():
         if not np.isfinite(tensor).all():
             raise DivergedError(f"The tensor {name} holds values that are not finite: training diverged.")
@@ -119,6 +122,7 @@ def _network(recipe: Recipe, info: DataInfo) -> Network:
         classes=info.classes,
         mean=list(info.mean),
         std=list(info.std),
+        vocabulary=info.vocabulary,
     )
 
 

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Mapping
 
 import torch
+from torch import nn
 
 from sparsify import architectures, registry
 from sparsify.data import DataInfo
@@ -52,8 +53,13 @@ def equal_width(recipe: Recipe, info: DataInfo, method: Method) -> Recipe:
 def find_shapes(recipe: Recipe, info: DataInfo) -> list[Layer]:
     """The layers of a recipe's network, found without computing anything or drawing a weight."""
     with torch.device("meta"):
-        model = architectures.build(recipe.model.name, recipe.model.options, info.input_shape, info.classes)
-        return find_layers(model, torch.zeros(1, *info.input_shape))
+        return find_layers(build_model(recipe, info), info.zeros())
+
+
+def build_model(recipe: Recipe, info: DataInfo) -> nn.Module:
+    """The recipe's network for a data set, dense, drawn from torch's global generator."""
+    part = recipe.model
+    return architectures.build(part.name, part.options, info.input_shape, info.classes, info.vocabulary)
 
 
 def _cost(layers: list[Layer], nonzeros: Mapping[str, int], method: Method) -> int:

@@ -28,7 +28,7 @@ def test_equal_steps(tmp_path):
     assert {row.method for row in found.rows} == {"static", "rigl", "dense"}
     assert [row.mean for row in found.rows] == sorted((row.mean for row in found.rows), reverse=True)
     for row in found.rows:
-        assert row.mean == statistics.fmean(row.accuracies) and row.deviation == statistics.stdev(row.accuracies)
+        assert row.mean == statistics.fmean(row.scores) and row.deviation == statistics.stdev(row.scores)
         assert row.steps == 60
     costs = {row.method: row.training_flops for row in found.rows}
     assert costs["static"] < costs["rigl"] < costs["dense"]

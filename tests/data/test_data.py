@@ -21,15 +21,17 @@ FOLDERS = {
     "fashion_mnist": "fashion-mnist",
     "cifar10": "cifar-10-batches-bin",
     "imagenet": "imagenet",
+    "enwik8": "enwik8",
 }
 
 
 @pytest.mark.parametrize("name", registry.names("data"))
 def test_every_data_set_is_known_without_its_files(name):
-    info = data_info(name)
+    info = data_info(name, {})
     assert isinstance(info, DataInfo)
-    assert len(info.mean) == len(info.std) == info.input_shape[0]
-    assert info.train_samples > 0 and info.classes > 1 and min(info.std) > 0
+    assert len(info.mean) == len(info.std) == (0 if info.vocabulary else info.input_shape[0])
+    assert info.train_samples > 0 and info.classes > 1 and min(info.std, default=1) > 0
+    assert info.zeros(2).shape == (2, *info.input_shape)
 
 
 @pytest.mark.parametrize("name", registry.names("data"))
@@ -38,7 +40,7 @@ def test_real_files_are_what_is_known(name, request):
         request.getfixturevalue("real_data")(FOLDERS[name])
     data = load_data(name, {})
     if not isinstance(data, Dataset):
-        pytest.skip("it is read from files while training runs; tests/data/test_tree.py looks at that")
+        pytest.skip("it is read from files while training runs; other tests here look at that")
     assert tuple(data.train.pixels.shape) == (data.info.train_samples, *data.info.input_shape)
     assert data.train.pixels.dtype == torch.uint8
     assert sorted(data.train.labels.unique().tolist()) == list(range(data.info.classes))

@@ -64,7 +64,7 @@ def test_clipping_bounds_the_step(tmp_path):
     from sparsify.training.snapshot import build_network
 
     recipe = load_recipe(None, changes)
-    before, _, _ = build_network(recipe, data_info("digits"))
+    before, _, _ = build_network(recipe, data_info("digits", {}))
     after = weights(train(recipe, tmp_path / "run").folder)
     moved = sum(((after[name] - p.detach()) ** 2).sum().item() for name, p in before.named_parameters()) ** 0.5
     assert moved == pytest.approx(0.01, rel=1e-3)

@@ -1,0 +1,79 @@
+"""Text as bytes: a network reads a stretch of it and says at each position which byte comes next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparsify.data import DataInfo, stream_rows
+from sparsify.errors import DataError
+
+VOCABULARY = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Sequences:
+    """A text cut into stretches of `length` bytes, each with the byte that follows it."""
+
+    text: Tensor  # [bytes] uint8, on the CPU mapped from its file
+    length: int
+
+    def __len__(self) -> int:
+        return count_sequences(len(self.text), self.length)
+
+    def batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Bytes [n, length] int64 of some stretches, and the bytes that follow each of them."""
+        positions = rows.to(self.text.device)[:, None] * self.length + torch.arange(
+            self.length + 1, device=self.text.device
+        )
+        found = self.text[positions].long()
+        return found[:, :-1], found[:, 1:]
+
+
+@dataclass(frozen=True, eq=False)
+class TextData:
+    """A text for training and one for testing, with the interface of `Dataset`."""
+
+    info: DataInfo
+    train: Sequences
+    test: Sequences
+
+    def to(self, device: torch.device) -> TextData:
+        train, test = (replace(part, text=part.text.to(device)) for part in (self.train, self.test))
+        return replace(self, train=train, test=test)
+
+    def train_batch(self, step: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Bytes [size, length] of a training step, and the bytes that follow; an epoch shows each stretch once."""
+        return self.train.batch(stream_rows(step, size, seed, len(self.train)))
+
+    def test_batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The test text from start to end, but for bytes that fill no stretch; the last batch may be smaller."""
+        yield from (self.test.batch(rows) for rows in torch.arange(len(self.test)).split(size))
+
+
+def count_sequences(size: int, length: int) -> int:
+    """Stretches in a text of `size` bytes."""
+    return max(0, size - 1) // length
+
+
+def text_info(size: int, length: int) -> DataInfo:
+    """What is known of a training text of `size` bytes. Raises ValueError where no stretch fits."""
+    if not 0 < length < size:
+        raise ValueError(f"length = {length} must be at least 1 and below the text's {size:,} bytes")
+    return DataInfo((length,), VOCABULARY, count_sequences(size, length), vocabulary=VOCABULARY)
+
+
+def open_text(path: Path, size: int) -> Tensor:
+    """The bytes [size] of a file, mapped and not read. Raises DataError where it is of another size."""
+    found = path.stat().st_size if path.is_file() else 0
+    if found != size:
+        raise DataError(
+            f"{path} should hold {size:,} bytes and holds {found:,}. It is another text, or was cut short. Put the "
+            f"right file there, or choose another folder with --data or $SPARSIFY_DATA."
+        )
+    return torch.from_numpy(np.memmap(path, np.uint8, "c"))  # a copy on write, because torch knows no read-only tensors
