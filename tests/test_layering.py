@@ -13,8 +13,8 @@ PACKAGE = Path(sparsify.__file__).parent
 # Left to right; names in one group may import each other only where the order inside the group allows it.
 LAYERS = [
     ["errors"], ["files", "registry", "randomness"], ["recipe"], ["topology"], ["methods"], ["architectures", "data"],
-    ["formats"], ["engine"], ["nn"], ["training"], ["sources"], ["interpolation"], ["runtimes"], ["bench"], ["report"],
-    ["cli"],
+    ["formats"], ["engine"], ["nn"], ["gpu"], ["training"], ["sources"], ["interpolation"], ["runtimes"],
+    ["bench"], ["report"], ["cli"],
 ]  # fmt: skip
 RANK = {name: rank for rank, group in enumerate(LAYERS) for name in group}
 FILES = sorted(PACKAGE.rglob("*.py"))
