@@ -56,6 +56,13 @@ class Topology(Section):
     power: Positive = 3.0  # exponent of inverse_power
     masks_from: str | None = None  # a run or model file whose masks are the first ones; weights are initialised anew
     options: dict[str, Any] = {}  # the method's own, [topology.options]; see the fields of its class
+    layers: dict[str, Any] = {}  # which are dense or have a sparsity of their own: see topology/rules.py
+
+    @model_validator(mode="after")
+    def _rules_are_whole(self) -> Self:
+        for selector, rule in self.layers.items():
+            _check_rule(selector, rule)
+        return self
 
 
 class Training(Section):
@@ -137,6 +144,26 @@ class Recipe(Section):
 
     def to_toml(self) -> str:
         return tomli_w.dumps(self.model_dump(exclude_none=True))
+
+
+def _check_rule(selector: str, rule: Any) -> None:
+    """Raises ValueError for a rule of [topology.layers] that says nothing, or not enough."""
+    if rule in ("dense", "sparse"):
+        return
+    form = (
+        f'{selector!r} must be "dense", "sparse", {{sparsity = 0.5, budget = "inside"}} (the others make up for it), '
+        f'{{sparsity = 0.5, budget = "outside"}} (they do not) or {{parts = 3}}, and is {rule!r}'
+    )
+    known = {"sparsity", "budget", "parts"}
+    if not isinstance(rule, Mapping) or not rule or rule.keys() - known or ("sparsity" in rule) != ("budget" in rule):
+        raise ValueError(form)
+    own, parts = rule.get("sparsity", 0.0), rule.get("parts", 1)
+    if isinstance(own, bool) or not isinstance(own, (int, float)) or not 0 <= own < 1:
+        raise ValueError(f"{selector!r}: sparsity = {own!r} must be a number from 0 to below 1")
+    if rule.get("budget", "inside") not in ("inside", "outside"):
+        raise ValueError(form)
+    if isinstance(parts, bool) or not isinstance(parts, int) or parts < 1:
+        raise ValueError(f"{selector!r}: parts = {parts!r} must be a whole number of at least 1")
 
 
 def folder() -> Path:

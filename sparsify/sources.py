@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ from sparsify.formats import SparseModel, Written, load_format, read_model
 from sparsify.recipe import load_recipe, recipe_names
 from sparsify.registry import names, unknown
 from sparsify.topology.layers import find_layers
-from sparsify.topology.masks import Masks
 from sparsify.training import run_folder
 from sparsify.training.checkpoint import read_checkpoint
 from sparsify.training.snapshot import build_network, initial_snapshot, snapshot
@@ -133,9 +133,9 @@ def _open_run(folder: Path) -> SparseModel:
         return snapshot(model, layers, masks, recipe, info, "initialised")
     content = read_checkpoint(checkpoint)
     model.load_state_dict(content["model"])
-    layers = find_layers(model, info.zeros())
+    layers = find_layers(model, info.zeros(), recipe.topology.layers)
     progress = {"steps": content["progress"]["step"], "updates": content["progress"]["updates"]}
-    return snapshot(model, layers, Masks(content["masks"]), recipe, info, "in training", progress)
+    return snapshot(model, layers, replace(masks, tensors=content["masks"]), recipe, info, "in training", progress)
 
 
 def _suffixes() -> set[str]:

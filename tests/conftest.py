@@ -13,9 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from sparsify.data import data_folder
 from sparsify.recipe import Recipe, load_recipe
+
+settings.register_profile("untimed", deadline=None)  # no test is timed: other processes may be busy
+settings.load_profile("untimed")
 
 SHORT = ["training.steps=60", "training.evaluate_every=1.0", "topology.delta_t=10"]
 

@@ -29,11 +29,6 @@ class Recurrent(nn.Module):
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -(hidden**-0.5), hidden**-0.5)  # as torch.nn.GRU and LSTM start
 
-    @property
-    def uncalled_linears(self) -> list[nn.Module]:
-        """For `find_layers`: the linear layers whose weights forward uses without calling them."""
-        return [*self.input.values(), *self.state.values()]
-
     def forward(self, x: Tensor) -> Tensor:  # [n, t, inputs] -> [n, t, hidden]
         if torch.onnx.is_in_onnx_export():
             return self._operator(x)

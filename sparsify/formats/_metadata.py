@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sparsify.errors import FormatError
 from sparsify.registry import explain
+from sparsify.topology.costs import Layer
 
 KEY = "sparsify"
 
@@ -24,11 +25,20 @@ class _Record(BaseModel):
 class LayerMetadata(_Record):
     """One convolution or linear layer."""
 
-    shape: list[Size]  # [out, in / groups, kernel...]
-    positions: Size  # how often a sample uses each weight
+    shape: list[Size]  # [out, in / groups, kernel...], or [in, out / groups, kernel...] where axis is 1
+    positions: Size  # how often a sample multiplies by each weight; 0 for embeddings
     sparse: bool  # takes part in the distribution
+    axis: Annotated[int, Field(ge=0, le=1)] = 0  # dimension of the outputs
+    groups: Annotated[int, Field(ge=1)] = 1  # of a convolution
+    parts: Annotated[int, Field(ge=1)] = 1  # matrices along the outputs: gates; queries, keys and values
+    own: Share | None = None  # sparsity of its own, where the distribution did not decide
+    inside: bool = False  # whether the others made up for that
     nonzeros: Size  # connections, those whose weight is exactly 0 among them
     sparsity: Share
+
+    def layer(self, name: str) -> Layer:
+        """What is known of it besides its zeros."""
+        return Layer(name, **{**self.model_dump(exclude={"nonzeros", "sparsity"}), "shape": tuple(self.shape)})
 
 
 class Network(_Record):

@@ -78,7 +78,7 @@ def read(path: Path) -> SparseModel:
     if record is None:
         layers = find_layers(model)
         return SparseModel({layer.name: _oriented(tensors[layer.name], layer) for layer in layers}, layers, None)
-    layers = [Layer(n, tuple(e.shape), e.positions, e.sparse) for n, e in record.layers.items()]
+    layers = [layer.layer(name) for name, layer in record.layers.items()]
     return check_against_metadata(SparseModel(tensors, layers, record), path)
 
 

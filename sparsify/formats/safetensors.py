@@ -153,7 +153,7 @@ def _to_file(model: SparseModel, values: str | None) -> tuple[TensorFile, dict[s
 
 
 def _to_model(file: TensorFile, record: Metadata) -> SparseModel:
-    layers = [Layer(name, tuple(layer.shape), layer.positions, layer.sparse) for name, layer in record.layers.items()]
+    layers = [layer.layer(name) for name, layer in record.layers.items()]
     return SparseModel(_arrays(file), layers, record)
 
 

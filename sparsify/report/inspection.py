@@ -13,7 +13,8 @@ from sparsify.recipe import load_recipe, parse_recipe
 from sparsify.registry import names
 from sparsify.sources import open_source
 from sparsify.topology.costs import Layer, format_bytes, inference_flops, sparse_bytes
-from sparsify.topology.densities import allocate, count_nonzeros
+from sparsify.topology.densities import allocate_counts
+from sparsify.topology.matrices import weight_counts
 from sparsify.training.metrics import read_metrics
 from sparsify.training.plan import Plan, plan
 
@@ -24,7 +25,10 @@ class LayerRow:
 
     name: str
     shape: tuple[int, ...]
-    sparse: bool  # takes part in the distribution
+    sparse: bool  # has a mask
+    matrices: int  # with connections of their own: gates; queries, keys and values
+    own: float | None  # sparsity of its own, where the distribution did not decide
+    inside: bool  # whether the others made up for that
     weights: int
     nonzeros: int
     density: float
@@ -68,12 +72,12 @@ def inspect(source: str | Path, changes: Sequence[str] = ()) -> Inspection:
     sparsity = 1 - sum(nonzeros[name] for name in masks) / total if total else 0.0
     target = model.metadata.target_sparsity if model.metadata and model.metadata.sparsity else sparsity
     alternatives = _alternatives(model, target)
-    known = all(layer.positions for layer in model.layers)
+    known = model.metadata is not None or all(layer.positions for layer in model.layers)
     dense = {layer.name: layer.size for layer in model.layers}
     return Inspection(
         source=str(source),
         facts=_facts(model.metadata),
-        layers=[_row(layer, nonzeros[layer.name], alternatives) for layer in model.layers],
+        layers=[_row(layer, nonzeros[layer.name], alternatives, known) for layer in model.layers],
         sparsity=sparsity,
         weights=sum(dense.values()),
         nonzeros=sum(nonzeros.values()),
@@ -91,24 +95,26 @@ def inspect(source: str | Path, changes: Sequence[str] = ()) -> Inspection:
 
 def _alternatives(model: SparseModel, sparsity: float) -> dict[str, dict[str, int]]:
     """Non-zeros of each layer by every distribution."""
-    shapes = {layer.name: layer.shape for layer in model.layers if layer.sparse}
-    result = {}
-    for name in names("topology/distributions"):
-        shares = allocate(name, shapes, min(sparsity, 1 - 1e-9))
-        result[name] = {layer: count_nonzeros(shape, shares[layer]) for layer, shape in shapes.items()}
-    return result
+    target = min(sparsity, 1 - 1e-9)
+    return {
+        name: weight_counts(model.layers, allocate_counts(name, model.layers, target))
+        for name in names("topology/distributions")
+    }
 
 
-def _row(layer: Layer, nonzeros: int, alternatives: dict[str, dict[str, int]]) -> LayerRow:
+def _row(layer: Layer, nonzeros: int, alternatives: dict[str, dict[str, int]], known: bool) -> LayerRow:
     return LayerRow(
         name=layer.name,
         shape=layer.shape,
         sparse=layer.sparse,
+        matrices=layer.parts,
+        own=layer.own,
+        inside=layer.inside,
         weights=layer.size,
         nonzeros=nonzeros,
         density=nonzeros / layer.size if layer.size else 0.0,
-        flops=layer.flops(nonzeros) if layer.positions else None,
-        dense_flops=layer.flops(layer.size) if layer.positions else None,
+        flops=layer.flops(nonzeros) if known or layer.positions else None,
+        dense_flops=layer.flops(layer.size) if known or layer.positions else None,
         bytes=sparse_bytes([layer], {layer.name: nonzeros}),
         densities={
             name: counts.get(layer.name, layer.size) / max(1, layer.size) for name, counts in alternatives.items()

@@ -139,13 +139,26 @@ def _headline(found: Inspection) -> str:
     return f"{network}, {facts['origin']}, {facts['method']}, {facts['distribution']}"
 
 
+def _rules(found: Inspection) -> list[str]:
+    """What the distribution did not decide, in words."""
+    dense = sum(not layer.sparse for layer in found.layers)
+    own = [layer for layer in found.layers if layer.own is not None]
+    words = {True: "the others make up for it", False: "beside the budget"}
+    lines = [f"{layer.name}: a sparsity of {layer.own:.2%} of its own, {words[layer.inside]}." for layer in own]
+    if any(layer.matrices > 1 for layer in found.layers):
+        lines.append("/n: n matrices, each with connections of its own.")
+    if dense:
+        lines.append(f"Dense by type or rule, and not counted in the sparsity: {dense} of {len(found.layers)}.")
+    return lines
+
+
 def _distributions(found: Inspection) -> list[str]:
     return list(found.layers[0].densities) if found.layers else []
 
 
 def _layer_cells(layer: LayerRow, found: Inspection) -> Iterable[str]:
     yield layer.name.removesuffix(".weight")
-    yield "x".join(map(str, layer.shape))
+    yield "x".join(map(str, layer.shape)) + (f" /{layer.matrices}" if layer.matrices > 1 else "")
     yield f"{bar(layer.density)} {layer.density:6.1%}"
     for name in _distributions(found):
         yield f"{layer.densities[name]:.1%}"
@@ -156,8 +169,9 @@ def _layer_cells(layer: LayerRow, found: Inspection) -> Iterable[str]:
 
 def _totals(found: Inspection) -> str:
     lines = [
+        *_rules(found),
         f"Sparsity {found.sparsity:.4%}: {found.nonzeros:,} of {found.weights:,} weights, "
-        f"{human_count(found.bytes)}B instead of {human_count(found.dense_bytes)}B."
+        f"{human_count(found.bytes)}B instead of {human_count(found.dense_bytes)}B.",
     ]
     if found.flops is not None and found.dense_flops:
         others = ", ".join(

@@ -12,16 +12,38 @@ N = TypeVar("N", int, float)
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution's or linear layer's weight, and how often one sample uses it."""
+    """A weight that inputs are multiplied by, or an embedding, and how often one sample uses it."""
 
     name: str  # of the parameter, "blocks.0.conv1.weight"
-    shape: tuple[int, ...]  # [out, in / groups, kernel...]
-    positions: int  # output positions for a sample: how often each weight is multiplied
-    sparse: bool = True  # takes part in the distribution; depthwise convolutions do not (Evci et al. 2020, 4.1.2)
+    shape: tuple[int, ...]  # [out, in / groups, kernel...], or [in, out / groups, kernel...] where axis is 1
+    positions: int  # how often a sample multiplies by each weight; 0 for embeddings, and where unknown
+    sparse: bool = True  # has a mask; depthwise convolutions and embeddings have none unless asked for
+    axis: int = 0  # dimension of the outputs: 1 in transposed convolutions and in x @ weight
+    groups: int = 1  # of a convolution: its weight is so many matrices, side by side
+    parts: int = 1  # matrices along the outputs with connections of their own: gates; queries, keys and values
+    own: float | None = None  # sparsity of its own; None where the distribution decides
+    inside: bool = False  # whether the others make up for a sparsity of its own, so that the total stays
 
     @property
     def size(self) -> int:
         return math.prod(self.shape)
+
+    @property
+    def outputs(self) -> int:
+        """Neurons or channels that the layer computes."""
+        return self.shape[0] if self.axis == 0 else self.shape[1] * self.groups
+
+    @property
+    def matrix_shape(self) -> tuple[int, ...]:
+        """[out, in / groups, kernel...] of each of the parts."""
+        first, second, *kernel = self.shape
+        inputs = second if self.axis == 0 else first // self.groups
+        return (self.outputs // self.parts, inputs, *kernel)
+
+    @property
+    def matrices(self) -> list[str]:
+        """A name for each of the parts: the weight's own where there is one, "weight[0]" and so on where not."""
+        return [self.name] if self.parts == 1 else [f"{self.name}[{part}]" for part in range(self.parts)]
 
     def flops(self, nonzeros: int) -> int:
         """2 for each multiply-add of a sample and 1 for each output's bias.
@@ -29,7 +51,12 @@ class Layer:
         Batch norm is not counted: at inference it is folded into weight and bias, which is why every layer
         counts as having one. This is the rule that gives the published figures.
         """
-        return (2 * nonzeros + self.shape[0]) * self.positions
+        return (2 * nonzeros + self.outputs) * self.positions
+
+
+def plain_layers(shapes: Mapping[str, tuple[int, ...]]) -> list[Layer]:
+    """Sparse layers of which nothing is known but the shapes of their weights, [out, in, kernel...]."""
+    return [Layer(name, tuple(shape), 0) for name, shape in shapes.items()]
 
 
 def inference_flops(layers: Iterable[Layer], nonzeros: Mapping[str, int]) -> int:
@@ -43,7 +70,7 @@ def sparse_bytes(layers: Iterable[Layer], nonzeros: Mapping[str, int]) -> int:
     for layer in layers:
         count = nonzeros.get(layer.name, layer.size)
         positions = math.ceil(layer.size / 8) if count < layer.size else 0
-        total += 4 * count + positions + 4 * layer.shape[0]
+        total += 4 * (count + layer.outputs) + positions
     return total
 
 
@@ -78,7 +105,7 @@ def format_bytes(layers: Iterable[Layer], nonzeros: Mapping[str, int]) -> dict[s
     store a layer densely where that is smaller.
     """
     layers = list(layers)
-    dense = {layer.name: 4 * (layer.size + layer.shape[0]) for layer in layers}
+    dense = {layer.name: 4 * (layer.size + layer.outputs) for layer in layers}
     return {
         "dense": sum(dense.values()),
         "bitmask": sparse_bytes(layers, nonzeros),
@@ -87,6 +114,6 @@ def format_bytes(layers: Iterable[Layer], nonzeros: Mapping[str, int]) -> dict[s
 
 
 def _csr_bytes(layer: Layer, nonzeros: Mapping[str, int]) -> int:
-    rows, columns = layer.shape[0], math.prod(layer.shape[1:])
+    rows, columns = layer.outputs, layer.size // max(1, layer.outputs)
     index = 2 if columns <= 1 << 16 else 4
     return nonzeros.get(layer.name, layer.size) * (4 + index) + 4 * (rows + 1) + 4 * rows

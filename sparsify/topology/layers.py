@@ -1,50 +1,94 @@
-"""The layers that can be sparse, found by running the model once."""
+"""The layers of a network, found by running it once, and which of them are sparse."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from sparsify.topology.costs import Layer
+from sparsify.topology.rules import Candidate, Rules, apply_rules, is_depthwise
+from sparsify.topology.watching import Use, watch
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+GATES = {"GRU": 3, "GRUCell": 3, "LSTM": 4, "LSTMCell": 4}
 
 
-def find_layers(model: nn.Module, sample: Tensor) -> list[Layer]:
-    """Convolution and linear weights in the order in which a forward pass uses them.
+def find_layers(model: nn.Module, sample: Any, rules: Rules | None = None) -> list[Layer]:
+    """Weights that a forward pass multiplies by or looks up in, in the order of their first use.
 
-    sample: one input, [1, ...]. The model is run in evaluation mode and left as it was. Biases, norms and
-    embeddings are not among the results; a weight that is used twice appears once with its uses added. A module
-    that multiplies by the weights of linear layers without calling them, as a recurrent one does by those of its
-    gates, lists them as `uncalled_linears`; each is used once for every vector of the module's output.
+    sample: input of the forward pass: a tensor [n, ...], or its positional or keyword arguments as a tuple or a
+    dictionary; a function without arguments runs the model by itself, on one sample. rules: the recipe's table
+    [topology.layers], see `topology.rules`. The model is run in evaluation mode and left as it was.
+
+    Sparse are matrices and kernels, also those of transposed and grouped convolutions, RNNs (each gate a matrix of
+    its own), attention (each of queries, keys and values) and under `torch.nn.utils.parametrize`. Depthwise
+    convolutions and embeddings, also those that are tied to a matrix, are dense unless a rule says otherwise.
+    Tensors that no product uses, such as biases, norms and added embeddings, are not among the results. A weight
+    that is used twice or tied appears once with its uses added. Raises RecipeError for a rule that fits nothing.
     """
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    found: dict[str, Layer] = {}
+    uses = watch(model, _call(model, sample))
+    places, samples = _places(model), _samples(sample)
+    return apply_rules([_candidate(use, places[use.name], samples) for use in uses], rules or {})
 
-    def record(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        for linear in getattr(module, "uncalled_linears", ()):
-            record(linear, inputs, output)
-        weight = getattr(module, "weight", None)
-        if not isinstance(weight, nn.Parameter):
-            return
-        name, uses = names[weight], output.numel() // weight.shape[0] // len(sample)
-        earlier = found[name].positions if name in found else 0
-        depthwise = getattr(module, "groups", 1) > 1 and weight.shape[1] == 1
-        found[name] = Layer(name, tuple(weight.shape), earlier + uses, sparse=not depthwise)
 
-    kinds = (nn.Linear, *CONVOLUTIONS)
-    used = [module for module in model.modules() if isinstance(module, kinds) or hasattr(module, "uncalled_linears")]
-    hooks = [module.register_forward_hook(record) for module in used]
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        with torch.no_grad():
-            model(sample)
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, mode in modes.items():
-            module.training = mode
-    return list(found.values())
+@dataclass(frozen=True, eq=False)
+class _Place:
+    """Where a parameter is in a model."""
+
+    name: str  # from the root, "encoder.0.weight"
+    module: nn.Module
+    attribute: str  # its name in the module, "weight"
+
+
+def _candidate(use: Use, places: list[_Place], samples: int) -> Candidate:
+    positions = round(use.multiplications / math.prod(use.shape) / samples)
+    parts = max(_parts(place.module, place.attribute) for place in places)
+    layer = Layer(use.name, use.shape, positions, axis=use.axis, groups=use.groups, parts=parts)
+    dense = use.embeds or is_depthwise(layer)
+    types = frozenset(kind.__name__ for place in places for kind in type(place.module).__mro__[:-1])
+    return Candidate(replace(layer, sparse=not dense), tuple(place.name for place in places), types)
+
+
+def _parts(module: nn.Module, attribute: str) -> int:
+    """Matrices in one of torch's own modules' weights that belong to different gates or projections."""
+    if isinstance(module, nn.MultiheadAttention):
+        return 3 if attribute == "in_proj_weight" else 1
+    if isinstance(module, (nn.RNNBase, nn.RNNCellBase)) and attribute.startswith(("weight_ih", "weight_hh")):
+        return next((GATES[kind.__name__] for kind in type(module).__mro__ if kind.__name__ in GATES), 1)
+    return 1
+
+
+def _places(model: nn.Module) -> dict[str, list[_Place]]:
+    """Where each parameter is, by its first name; tied ones are in several places.
+
+    One behind a parametrization is also where the weight is that is computed from it.
+    """
+    found: dict[int, list[_Place]] = {}
+    for path, module in model.named_modules():
+        prefix = f"{path}." if path else ""
+        here = list(module.named_parameters(recurse=False))
+        chains = getattr(module, "parametrizations", None)
+        for name, chain in chains.items() if isinstance(chains, nn.ModuleDict) else ():
+            here += [(name, parameter) for parameter in chain.parameters(recurse=False)]
+        for name, parameter in here:
+            found.setdefault(id(parameter), []).append(_Place(prefix + name, module, name))
+    return {first: found[id(parameter)] for first, parameter in model.named_parameters()}
+
+
+def _call(model: nn.Module, sample: Any) -> Callable[[], Any]:
+    if isinstance(sample, Mapping):
+        return lambda: model(**sample)
+    if isinstance(sample, (tuple, list)):
+        return lambda: model(*sample)
+    return sample if callable(sample) and not isinstance(sample, Tensor) else lambda: model(sample)
+
+
+def _samples(sample: Any) -> int:
+    """Leading extent of the first tensor in it."""
+    if isinstance(sample, Tensor):
+        return max(1, len(sample)) if sample.ndim else 1
+    parts = sample.values() if isinstance(sample, Mapping) else sample if isinstance(sample, (tuple, list)) else ()
+    return next((_samples(part) for part in parts if isinstance(part, Tensor)), 1)

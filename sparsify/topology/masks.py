@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from sparsify.topology.densities import Shapes, allocate_counts
+from sparsify.topology.costs import Layer
+from sparsify.topology.densities import allocate_counts
 from sparsify.topology.digest import mask_digest
+from sparsify.topology.matrices import join, outputs_first
 from sparsify.topology.select import random_mask
 
 
@@ -19,6 +21,7 @@ class Masks(Mapping[str, Tensor]):
     """Bool tensors by the weight's name, in the weight's shape: True where a connection exists."""
 
     tensors: Mapping[str, Tensor]
+    layers: Mapping[str, Layer] = field(default_factory=dict)  # for those whose outputs are not the first dimension
 
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]
@@ -37,13 +40,28 @@ class Masks(Mapping[str, Tensor]):
     def _nonzeros(self) -> dict[str, int]:  # asked for at every step, and masks never change in place
         return {name: int(mask.sum()) for name, mask in self.items()}
 
+    def partial(self) -> list[str]:
+        """Names of the weights that have zeros."""
+        return [name for name, count in self._nonzeros.items() if count < self[name].numel()]
+
+    def factors(self, dtype: torch.dtype) -> Mapping[str, Tensor]:
+        """What to multiply the partial weights by, 1 or 0: products of equal types are fused and need no conversion."""
+        if dtype not in self._factors:
+            self._factors[dtype] = {name: self[name].to(dtype) for name in self.partial()}
+        return self._factors[dtype]
+
+    @cached_property
+    def _factors(self) -> dict[torch.dtype, dict[str, Tensor]]:
+        return {}
+
     def active_neurons(self) -> dict[str, Tensor]:
         """Output neurons or channels that have a connection: [out] bool by the weight's name."""
-        return {name: mask.flatten(1).any(1) for name, mask in self.items()}
+        matrices = {n: outputs_first(self.layers[n], mask) if n in self.layers else mask for n, mask in self.items()}
+        return {name: matrix.flatten(1).any(1) for name, matrix in matrices.items()}
 
     def __or__(self, other: Masks) -> Masks:
         """Connections that exist in either."""
-        return Masks({name: mask | other[name] for name, mask in self.items()})
+        return replace(self, tensors={name: mask | other[name] for name, mask in self.items()})
 
     def sparsity(self) -> float:
         """Share of the sparse-able weights that do not exist."""
@@ -55,15 +73,21 @@ class Masks(Mapping[str, Tensor]):
         return mask_digest({name: mask.cpu().numpy() for name, mask in self.items()})
 
     def to(self, device: torch.device) -> Masks:
-        return Masks({name: mask.to(device) for name, mask in self.items()})
+        return replace(self, tensors={name: mask.to(device) for name, mask in self.items()})
 
 
 Draw = Callable[[tuple[int, ...], int, torch.Generator], Tensor]  # shape, connections, generator -> mask
 
 
 def random_masks(
-    shapes: Shapes, distribution: str, sparsity: float, generator: torch.Generator, draw: Draw = random_mask
+    layers: Sequence[Layer], distribution: str, sparsity: float, generator: torch.Generator, draw: Draw = random_mask
 ) -> Masks:
-    """Random masks with the counts that the distribution allocates; exactly these, unless `draw` has a pattern."""
-    counts = allocate_counts(distribution, shapes, sparsity)
-    return Masks({name: draw(tuple(shape), counts[name], generator) for name, shape in shapes.items()})
+    """Random masks of the sparse layers, with the counts that the distribution allocates to their matrices.
+
+    Counts are exact, unless `draw` has a pattern.
+    """
+    counts = allocate_counts(distribution, layers, sparsity)
+    sparse = [layer for layer in layers if layer.sparse]
+    drawn = {name: draw(layer.matrix_shape, counts[name], generator) for layer in sparse for name in layer.matrices}
+    turned = {layer.name: layer for layer in sparse if layer.axis}
+    return Masks({layer.name: join(layer, drawn) for layer in sparse}, turned)

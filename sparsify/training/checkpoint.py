@@ -17,7 +17,6 @@ import torch
 
 from sparsify.errors import CheckpointError
 from sparsify.files import write_with
-from sparsify.topology.masks import Masks
 from sparsify.training.precision import LossScale
 from sparsify.training.step import TrainState
 
@@ -79,8 +78,8 @@ def load_checkpoint(path: Path, state: TrainState) -> tuple[TrainState, Window, 
     explored, scale = content["explored"], content["loss_scale"]
     state = replace(
         state,
-        masks=Masks(content["masks"]),
-        explored=Masks(explored) if explored is not None else None,
+        masks=replace(state.masks, tensors=content["masks"]),
+        explored=replace(state.masks, tensors=explored) if explored is not None else None,
         loss_scale=LossScale(**scale) if scale is not None else None,
         **content["progress"],
     )

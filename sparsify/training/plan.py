@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from sparsify.data import DataInfo
 from sparsify.recipe import Recipe
 from sparsify.topology.costs import Layer, inference_flops, mean_step_flops, step_flops
+from sparsify.topology.matrices import weight_counts
 from sparsify.training.snapshot import build_network, recipe_method
 from sparsify.training.start import build_topology
 from sparsify.training.step import Topology
@@ -63,9 +64,10 @@ def plan(recipe: Recipe, info: DataInfo) -> Plan:
 
 
 def planned_counts(topology: Topology, progress: float) -> dict[str, int]:
-    """Connections of each layer after an update at this progress, 0 to 1."""
+    """Connections of each weight after an update at this progress, 0 to 1."""
     planned = topology.method.planned_count
-    return {name: planned(topology.initial[name], final, progress) for name, final in topology.final.items()}
+    counts = {name: planned(topology.initial[name], final, progress) for name, final in topology.final.items()}
+    return weight_counts(topology.layers, counts)
 
 
 def mean_inference_flops(topology: Topology, layers: list[Layer], steps: int) -> float:
@@ -74,7 +76,7 @@ def mean_inference_flops(topology: Topology, layers: list[Layer], steps: int) ->
     updates = schedule.last_update() // schedule.delta_t if topology.method.updates_masks else 0
     if not updates:
         return float(inference_flops(layers, planned_counts(topology, 1.0)))
-    total = schedule.delta_t * inference_flops(layers, topology.initial)
+    total = schedule.delta_t * inference_flops(layers, weight_counts(layers, topology.initial))
     for update in range(1, updates + 1):
         lasts = schedule.delta_t if update < updates else steps - schedule.last_update()
         total += lasts * inference_flops(layers, planned_counts(topology, update / updates))

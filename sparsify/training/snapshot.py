@@ -54,9 +54,8 @@ def build_network(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = build_model(recipe, info)
-    layers = find_layers(model, info.zeros())
-    shapes = {layer.name: layer.shape for layer in layers if layer.sparse}
-    masks = random_masks(shapes, topology.distribution, sparsity, generator(seed, "masks"), method.draw)
+    layers = find_layers(model, info.zeros(), topology.layers)
+    masks = random_masks(layers, topology.distribution, sparsity, generator(seed, "masks"), method.draw)
     apply_masks(model, masks)
     return model, layers, masks
 
@@ -131,6 +130,11 @@ def _layer(layer: Layer, nonzeros: int) -> LayerMetadata:
         shape=list(layer.shape),
         positions=layer.positions,
         sparse=layer.sparse,
+        axis=layer.axis,
+        groups=layer.groups,
+        parts=layer.parts,
+        own=layer.own,
+        inside=layer.inside,
         nonzeros=nonzeros,
         sparsity=1 - nonzeros / layer.size,
     )

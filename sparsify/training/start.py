@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from sparsify.recipe import Recipe, load_recipe
 from sparsify.topology.costs import Layer
 from sparsify.topology.densities import allocate_counts
 from sparsify.topology.masks import Masks
+from sparsify.topology.matrices import split
 from sparsify.topology.schedules import UpdateSchedule
 from sparsify.training import run_folder
 from sparsify.training.checkpoint import Window, load_checkpoint
@@ -86,7 +87,7 @@ def first_network(recipe: Recipe, info: DataInfo) -> tuple[nn.Module, list[Layer
         )
     if recipe.training.start_from is not None:
         model.load_state_dict(build_module(other).state_dict())
-    masks = Masks({name: found[name] for name in masks})
+    masks = replace(masks, tensors={name: found[name] for name in masks})
     apply_masks(model, masks)
     return model, layers, masks
 
@@ -104,7 +105,6 @@ def build_topology(recipe: Recipe, steps: int, layers: list[Layer], masks: Masks
         decay=settings.schedule,
         power=settings.power,
     )
-    shapes = {layer.name: layer.shape for layer in layers if layer.sparse}
     sparsity = settings.sparsity if method.sparse else 0.0
     if method.updates_masks and method.initial_sparsity(sparsity) != sparsity and not schedule.last_update():
         raise RecipeError(
@@ -112,8 +112,9 @@ def build_topology(recipe: Recipe, steps: int, layers: list[Layer], masks: Masks
             f"topology.delta_t = {settings.delta_t} is more than the {schedule.t_end} steps up to topology.t_end. "
             f"Lower delta_t or train for longer."
         )
-    final = allocate_counts(settings.distribution, shapes, sparsity)
-    return Topology(method, schedule, recipe.training.seed, masks.nonzeros(), final, tuple(layers))
+    final = allocate_counts(settings.distribution, layers, sparsity)
+    initial = {n: int(p.sum()) for layer in layers if layer.sparse for n, p in split(layer, masks[layer.name]).items()}
+    return Topology(method, schedule, recipe.training.seed, initial, final, tuple(layers))
 
 
 def choose_device(name: str) -> torch.device:

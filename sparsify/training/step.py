@@ -9,7 +9,7 @@ after an update: new weights and all their optimizer slots are 0
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from sparsify.randomness import generator
 from sparsify.topology.connections import Connections, Moment, Network
 from sparsify.topology.costs import Layer, inference_flops, step_flops
 from sparsify.topology.masks import Masks
+from sparsify.topology.matrices import join, split
 from sparsify.topology.schedules import UpdateSchedule
 from sparsify.training.averaging import Average, clear_average, update_average
 from sparsify.training.optimizer import shrink_weights
@@ -59,6 +60,11 @@ class TrainState:
     momentum: Gradients = field(default_factory=dict)  # running mean of dense gradients, for methods that keep one
     average: Average = field(default_factory=dict)  # of the weights, where one is kept
     loss_scale: LossScale | None = None  # the factor on the loss that the gradients stem from
+    parameters: Mapping[str, nn.Parameter] = field(default_factory=dict)  # the model's, looked up once
+
+    def __post_init__(self) -> None:
+        if not self.parameters:
+            object.__setattr__(self, "parameters", dict(self.model.named_parameters()))
 
 
 def finish_step(
@@ -70,23 +76,58 @@ def finish_step(
     not yet clipped. They are spent afterwards. clip_norm: largest norm of all gradients together, masked
     weights left out. average_decay: of the moving average of the weights, None for none.
     """
+    half = prepare_step(state, topology)
+    if half.descends:
+        if clip_norm is not None:
+            nn.utils.clip_grad_norm_(state.model.parameters(), clip_norm)
+        shrink_weights(state.optimizer)
+        state.optimizer.step()
+    return complete_step(half, topology, average_decay)
+
+
+@dataclass(frozen=True, eq=False)
+class HalfStep:
+    """A step whose gradients are ready for the optimizer, which somebody calls before `complete_step`."""
+
+    state: TrainState
+    due: bool  # the masks are updated when the step is completed
+    descends: bool  # the optimizer has gradients; where it has none, calling it changes nothing
+    gradients: Gradients = field(default_factory=dict)  # dense, for the update
+
+
+def prepare_step(state: TrainState, topology: Topology) -> HalfStep:
+    """The first half of `finish_step`: gradients are looked at, kept where an update needs them, and masked.
+
+    Where the step has no gradient step they are taken away, so that an optimizer passes over all parameters.
+    """
     step, method = state.step + 1, topology.method
     due = method.updates_masks and (state.update_pending or topology.schedule.is_update_step(step))
     dense = bool(method.momentum) or (due and method.needs_dense_gradients)
     state = replace(state, step=step, flops=state.flops + _flops(state, topology, dense))
     state, finite = _unscale(state, look=due or bool(method.momentum))
     if not finite:
-        state = replace(state, update_pending=due)
+        state.optimizer.zero_grad(set_to_none=True)
+        return HalfStep(replace(state, update_pending=due), due=False, descends=False)
+    state = _keep_momentum(state, method)
+    gradients = _dense_gradients(state, method) if due else {}
+    descends = not (due and method.replaces_step)
+    if descends:
+        multiply([(weight.grad, mask) for weight, mask in _masked(state) if weight.grad is not None])
     else:
-        state = _keep_momentum(state, method)
-        gradients = _dense_gradients(state, method) if due else {}
-        if not (due and method.replaces_step):
-            _gradient_step(state, clip_norm)
-        if due:
-            state = _update(state, topology, gradients)
+        state.optimizer.zero_grad(set_to_none=True)
+    return HalfStep(state, due, descends, gradients)
+
+
+def complete_step(half: HalfStep, topology: Topology, average_decay: float | None = None) -> TrainState:
+    """The second half of `finish_step`, after the optimizer: weights are masked, and masks updated if that is due."""
+    state = half.state
+    if half.descends:
+        multiply(_masked(state))
+    if half.due:
+        state = _update(state, topology, half.gradients)
     state.optimizer.zero_grad(set_to_none=True)
     if average_decay is not None:
-        state = replace(state, average=update_average(state.average, state.model, average_decay, step))
+        state = replace(state, average=update_average(state.average, state.model, average_decay, state.step))
     return state
 
 
@@ -106,9 +147,15 @@ def start_by_gradient(state: TrainState, topology: Topology) -> TrainState:
 
 def apply_masks(model: nn.Module, masks: Masks) -> None:
     """Set every weight outside its mask to exactly 0."""
-    with torch.no_grad():
-        for weight, mask in _masked(model, masks):
-            weight.mul_(mask)
+    parameters = dict(model.named_parameters())
+    multiply([(parameters[name], mask) for name, mask in masks.items()])
+
+
+def multiply(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Multiply each first tensor by the second, in place, all in one launch where the device can."""
+    if pairs:
+        with torch.no_grad():
+            torch._foreach_mul_([tensor for tensor, _ in pairs], [factor for _, factor in pairs])
 
 
 def reset_slots(optimizer: torch.optim.Optimizer, weight: Tensor, lasting: Tensor) -> None:
@@ -151,35 +198,23 @@ def _dense_gradients(state: TrainState, method: Method) -> Gradients:
     """Gradients as they are before masking, for methods that need them."""
     if not method.needs_dense_gradients:
         return {}
-    parameters = dict(state.model.named_parameters())
-    found = {name: parameters[name].grad for name in state.masks}
-    return {name: torch.zeros_like(parameters[name]) if g is None else g.clone() for name, g in found.items()}
-
-
-def _gradient_step(state: TrainState, clip_norm: float | None) -> None:
-    for weight, mask in _masked(state.model, state.masks):
-        if weight.grad is not None:
-            weight.grad.mul_(mask)
-    if clip_norm is not None:
-        nn.utils.clip_grad_norm_(state.model.parameters(), clip_norm)
-    shrink_weights(state.optimizer)
-    state.optimizer.step()
-    apply_masks(state.model, state.masks)
+    found = {name: state.parameters[name] for name in state.masks}
+    return {name: torch.zeros_like(w) if w.grad is None else w.grad.clone() for name, w in found.items()}
 
 
 def _update(state: TrainState, topology: Topology, gradients: Gradients) -> TrainState:
     """Let the method choose, zero what is new or gone, and count."""
-    network = _network(state, topology, gradients)
+    network, layers = _network(state, topology, gradients), _layers(state, topology)
     schedule, method = topology.schedule, topology.method
     moment = Moment(schedule.drop_fraction(state.step), schedule.progress(state.step))
     with torch.no_grad():
         chosen, memory = method.update(network, moment, state.memory or method.memory()) if network else ({}, {})
-        for name, layer in network.items():
-            lasting = layer.mask & chosen[name]
-            layer.weight.masked_fill_(~lasting, 0)
-            reset_slots(state.optimizer, layer.weight, lasting)
+        masks = replace(state.masks, tensors={layer.name: join(layer, chosen) for layer in layers})
+        for name, mask in masks.items():
+            lasting, weight = state.masks[name] & mask, state.parameters[name]
+            weight.masked_fill_(~lasting, 0)
+            reset_slots(state.optimizer, weight, lasting)
             clear_average(state.average, name, lasting)
-    masks = Masks(chosen)
     kept = sum(int((mask & state.masks[name]).sum()) for name, mask in masks.items())
     before, after = (sum(m.nonzeros().values()) for m in (state.masks, masks))
     return replace(
@@ -195,23 +230,32 @@ def _update(state: TrainState, topology: Topology, gradients: Gradients) -> Trai
 
 
 def _network(state: TrainState, topology: Topology, gradients: Gradients) -> Network:
+    """The matrices of the network, each as [out, in, kernel...]."""
     random = generator(topology.seed, "growth", state.step)
-    counts = state.masks.nonzeros()
-    parameters = dict(state.model.named_parameters())
-    return Network(
-        {
-            name: Connections(
+    found: dict[str, Connections] = {}
+    for layer in _layers(state, topology):
+        name = layer.name
+        held = (gradients.get(name), state.momentum.get(name))
+        gradient, momentum = (split(layer, tensor) if tensor is not None else {} for tensor in held)
+        weight = split(layer, state.parameters[name])
+        for part, mask in split(layer, state.masks[name]).items():
+            count = int(mask.sum())
+            found[part] = Connections(
                 mask=mask,
-                weight=parameters[name],
-                gradient=gradients.get(name),
+                weight=weight[part],
+                gradient=gradient.get(part),
                 generator=random,
-                momentum=state.momentum.get(name),
-                initial=topology.initial.get(name, counts[name]),
-                final=topology.final.get(name, counts[name]),
+                momentum=momentum.get(part),
+                initial=topology.initial.get(part, count),
+                final=topology.final.get(part, count),
             )
-            for name, mask in state.masks.items()
-        }
-    )
+    return Network(found)
+
+
+def _layers(state: TrainState, topology: Topology) -> list[Layer]:
+    """The layers with a mask, in the order of the masks."""
+    known = {layer.name: layer for layer in topology.layers}
+    return [known.get(name) or Layer(name, tuple(mask.shape), 0) for name, mask in state.masks.items()]
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -225,7 +269,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(item)
 
 
-def _masked(model: nn.Module, masks: Masks) -> Iterator[tuple[nn.Parameter, Tensor]]:
-    parameters = dict(model.named_parameters())
-    for name, mask in masks.items():
-        yield parameters[name], mask
+def _masked(state: TrainState) -> list[tuple[nn.Parameter, Tensor]]:
+    """The weights that have zeros, and 1 where they have none."""
+    found = [(state.parameters[name], name) for name in state.masks.partial()]
+    return [(weight, state.masks.factors(weight.dtype)[name]) for weight, name in found]

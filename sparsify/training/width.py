@@ -16,6 +16,7 @@ from sparsify.recipe import Recipe
 from sparsify.topology.costs import Layer, inference_flops
 from sparsify.topology.densities import allocate_counts
 from sparsify.topology.layers import find_layers
+from sparsify.topology.matrices import weight_counts
 
 KEY = "width_multiplier"  # of an architecture: a factor on the channels or neurons of every hidden layer
 HALVINGS = 14  # of the interval from 0 to the recipe's own width; what is narrower still has one neuron a layer
@@ -34,9 +35,9 @@ def equal_width(recipe: Recipe, info: DataInfo, method: Method) -> Recipe:
             f"Choose another method or architecture."
         )
     full = find_shapes(recipe, info)
-    shapes = {layer.name: layer.shape for layer in full if layer.sparse}
     topology = recipe.topology
-    budget = _cost(full, allocate_counts(topology.distribution, shapes, topology.sparsity), method)
+    counts = weight_counts(full, allocate_counts(topology.distribution, full, topology.sparsity))
+    budget = _cost(full, counts, method)
     narrow, wide = 0.0, 1.0
     for _ in range(HALVINGS):
         middle = (narrow + wide) / 2
@@ -53,7 +54,7 @@ def equal_width(recipe: Recipe, info: DataInfo, method: Method) -> Recipe:
 def find_shapes(recipe: Recipe, info: DataInfo) -> list[Layer]:
     """The layers of a recipe's network, found without computing anything or drawing a weight."""
     with torch.device("meta"):
-        return find_layers(build_model(recipe, info), info.zeros())
+        return find_layers(build_model(recipe, info), info.zeros(), recipe.topology.layers)
 
 
 def build_model(recipe: Recipe, info: DataInfo) -> nn.Module:
@@ -65,7 +66,7 @@ def build_model(recipe: Recipe, info: DataInfo) -> nn.Module:
 def _cost(layers: list[Layer], nonzeros: Mapping[str, int], method: Method) -> int:
     if method.equal == "flops":
         return inference_flops(layers, nonzeros)
-    return sum(nonzeros.get(layer.name, layer.size) + layer.shape[0] for layer in layers)
+    return sum(nonzeros.get(layer.name, layer.size) + layer.outputs for layer in layers)
 
 
 def _at_width(recipe: Recipe, multiplier: float) -> Recipe:

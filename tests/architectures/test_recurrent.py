@@ -36,8 +36,9 @@ def test_each_gate_is_a_layer_used_once_a_step(kind):
     model = build(f"char_{kind}", {"embedding": 6, "hidden": 8, "readout": [5]}, (9,), 256, 256)
     layers = {layer.name: layer for layer in find_layers(model, torch.zeros(1, 9, dtype=torch.int64))}
     gates = [name for name in layers if "_gate." in name]
-    assert len(gates) == 2 * len(GATES[kind]) and len(layers) == len(gates) + 2
-    assert {layer.positions for layer in layers.values()} == {9}
+    assert len(gates) == 2 * len(GATES[kind]) and len(layers) == len(gates) + 3
+    assert not layers["embedding.weight"].sparse and layers.pop("embedding.weight").positions == 0
+    assert all(layer.sparse and layer.positions == 9 for layer in layers.values())
     assert all(layers[name].shape == ((8, 6) if ".input." in name else (8, 8)) for name in gates)
 
 

@@ -13,6 +13,7 @@ from sparsify import registry
 from sparsify.methods import Method
 from sparsify.randomness import generator
 from sparsify.topology.connections import Connections, Moment, Network
+from sparsify.topology.costs import plain_layers
 from sparsify.topology.densities import allocate_counts
 from sparsify.topology.masks import Masks, random_masks
 from sparsify.topology.schedules import UpdateSchedule
@@ -39,11 +40,11 @@ def start(method: Method, sparsity: float = 0.8, seed: int = 0) -> tuple[TrainSt
     model = build()
     target = sparsity if method.sparse else 0.0
     initial = method.initial_sparsity(sparsity)
-    masks = random_masks(SHAPES, "erdos_renyi_kernel", initial, generator(seed, "masks"), method.draw)
+    masks = random_masks(plain_layers(SHAPES), "erdos_renyi_kernel", initial, generator(seed, "masks"), method.draw)
     apply_masks(model, masks)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01, weight_decay=1e-2)
     schedule = UpdateSchedule(delta_t=DELTA_T, alpha=0.5, t_end=STEPS - DELTA_T)
-    final = allocate_counts("erdos_renyi_kernel", SHAPES, target)
+    final = allocate_counts("erdos_renyi_kernel", plain_layers(SHAPES), target)
     state, topology = TrainState(model, optimizer, masks), Topology(method, schedule, seed, masks.nonzeros(), final)
     if method.starts_with_update:
         backward(model, 0)

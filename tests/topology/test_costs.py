@@ -38,7 +38,7 @@ def resnet50() -> list[Layer]:
 
 
 def counts(layers: list[Layer], distribution: str, sparsity: float) -> dict[str, int]:
-    return allocate_counts(distribution, {layer.name: layer.shape for layer in layers if layer.sparse}, sparsity)
+    return allocate_counts(distribution, layers, sparsity)
 
 
 def test_dense_resnet50(resnet50):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sparsify import registry
 from sparsify.architectures import build
 from sparsify.errors import SparsityError, UnknownNameError
-from sparsify.topology.costs import Layer, inference_flops, sparse_bytes
+from sparsify.topology.costs import Layer, inference_flops, plain_layers, sparse_bytes
 from sparsify.topology.densities import allocate, count_nonzeros
 from sparsify.topology.layers import find_layers
 
@@ -27,7 +27,7 @@ shape = st.one_of(
 @given(shapes=st.lists(shape, min_size=1, max_size=8), sparsity=st.floats(0, 0.999))
 def test_every_layer_gets_a_sparsity_and_keeps_a_weight(name, shapes, sparsity):
     named = {f"layer{i}": s for i, s in enumerate(shapes)}
-    shares = allocate(name, named, sparsity)
+    shares = allocate(name, plain_layers(named), sparsity)
     assert shares.keys() == named.keys()
     assert all(0 <= share < 1 for share in shares.values())
     assert all(1 <= count_nonzeros(s, shares[n]) <= math.prod(s) for n, s in named.items())
@@ -37,7 +37,7 @@ def test_every_layer_gets_a_sparsity_and_keeps_a_weight(name, shapes, sparsity):
 @given(shapes=st.lists(shape, min_size=1, max_size=8), sparsity=st.floats(0, 0.999))
 def test_budgets_are_met_also_where_layers_come_out_dense(name, shapes, sparsity):
     named = {f"layer{i}": s for i, s in enumerate(shapes)}
-    shares = allocate(name, named, sparsity)
+    shares = allocate(name, plain_layers(named), sparsity)
     total = sum(math.prod(s) for s in shapes)
     zeros = sum(shares[n] * math.prod(s) for n, s in named.items())
     assert zeros == pytest.approx(sparsity * total, abs=1e-6 * total)
@@ -49,7 +49,7 @@ def test_budgets_are_met_also_where_layers_come_out_dense(name, shapes, sparsity
 @given(shapes=st.lists(shape, min_size=2, max_size=8), sparsity=st.floats(0.5, 0.99))
 def test_erk_densities_are_proportional_where_not_dense(shapes, sparsity):
     named = {f"layer{i}": s for i, s in enumerate(shapes)}
-    shares = allocate("erdos_renyi_kernel", named, sparsity)
+    shares = allocate("erdos_renyi_kernel", plain_layers(named), sparsity)
     factors = [(1 - shares[n]) * math.prod(s) / sum(s) for n, s in named.items() if shares[n] > 0]
     assert all(f == pytest.approx(factors[0], rel=1e-6) for f in factors)
     dense = [math.prod(s) / sum(s) for n, s in named.items() if shares[n] == 0]
@@ -57,19 +57,19 @@ def test_erk_densities_are_proportional_where_not_dense(shapes, sparsity):
 
 
 def test_uniform_keeps_the_first_layer_dense():
-    shares = allocate("uniform", {"a": (4, 4), "b": (4, 4), "c": (2, 4)}, 0.75)
+    shares = allocate("uniform", plain_layers({"a": (4, 4), "b": (4, 4), "c": (2, 4)}), 0.75)
     assert shares == {"a": 0.0, "b": 0.75, "c": 0.75}
 
 
 @pytest.mark.parametrize("sparsity", [-0.1, 1.0, 1.2, math.nan])
 def test_impossible_sparsity_names_the_largest_possible(sparsity):
     with pytest.raises(SparsityError, match=r"largest that leaves this network one weight a layer is 0\.937500"):
-        allocate("uniform", {"a": (4, 4)}, sparsity)
+        allocate("uniform", plain_layers({"a": (4, 4)}), sparsity)
 
 
 def test_unknown_distribution_offers_the_nearest():
     with pytest.raises(UnknownNameError, match="Did you mean 'uniform'"):
-        allocate("unifrom", {"a": (4, 4)}, 0.5)
+        allocate("unifrom", plain_layers({"a": (4, 4)}), 0.5)
 
 
 def resnet50_layers() -> list[Layer]:
@@ -101,7 +101,7 @@ def test_resnet50_costs_what_the_authors_published(distribution, sparsity, flops
     layers = resnet50_layers()
     dense = inference_flops(layers, {})
     assert dense / 1e6 == pytest.approx(8189.5, abs=0.05)
-    shares = allocate(distribution, {layer.name: layer.shape for layer in layers}, sparsity)
+    shares = allocate(distribution, layers, sparsity)
     counts = {layer.name: count_nonzeros(layer.shape, shares[layer.name]) for layer in layers}
     assert inference_flops(layers, counts) / dense == pytest.approx(flops, abs=5e-4)
     assert sum(share == 0 for share in shares.values()) == dense_layers
@@ -114,6 +114,6 @@ def test_resnet50_costs_what_the_authors_published(distribution, sparsity, flops
 def test_wide_resnet_costs_what_the_paper_says(sparsity, flops):
     layers = find_layers(build("wide_resnet", {"depth": 22, "width": 2}, (3, 32, 32), 10), torch.zeros(1, 3, 32, 32))
     assert sum(layer.size for layer in layers) == 1_076_912
-    shares = allocate("erdos_renyi_kernel", {layer.name: layer.shape for layer in layers}, sparsity)
+    shares = allocate("erdos_renyi_kernel", layers, sparsity)
     counts = {layer.name: count_nonzeros(layer.shape, shares[layer.name]) for layer in layers}
     assert inference_flops(layers, counts) / inference_flops(layers, {}) == pytest.approx(flops, abs=5e-4)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from sparsify.randomness import generator
+from sparsify.topology.costs import plain_layers
 from sparsify.topology.masks import random_masks
 from sparsify.topology.schedules import UpdateSchedule
 from sparsify.training.snapshot import load_method
@@ -114,8 +115,8 @@ def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
 def start(decay: str) -> tuple[TrainState, Topology]:
     torch.manual_seed(5)
     model = nn.Sequential(nn.Linear(INPUTS, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, OUTPUTS)).double()
-    masks = random_masks({"0.weight": (HIDDEN, INPUTS), "2.weight": (OUTPUTS, HIDDEN)}, "erdos_renyi", 0.5,
-                         generator(5, "masks"))  # fmt: skip
+    layers = plain_layers({"0.weight": (HIDDEN, INPUTS), "2.weight": (OUTPUTS, HIDDEN)})
+    masks = random_masks(layers, "erdos_renyi", 0.5, generator(5, "masks"))
     apply_masks(model, masks)
     weights = [p for p in model.parameters() if p.ndim > 1]
     biases = [p for p in model.parameters() if p.ndim == 1]

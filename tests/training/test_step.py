@@ -10,6 +10,7 @@ from torch import nn
 
 from sparsify import registry
 from sparsify.randomness import generator
+from sparsify.topology.costs import plain_layers
 from sparsify.topology.masks import Masks, random_masks
 from sparsify.topology.schedules import UpdateSchedule
 from sparsify.training.optimizer import optimizer_names
@@ -69,7 +70,7 @@ def start(optimizer: str, method: str, seed: int = 0) -> tuple[TrainState, Topol
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Conv2d(2, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(96, 10), nn.ReLU(), nn.Linear(10, 4))
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if p.ndim > 1}
-    masks = random_masks(shapes, "erdos_renyi_kernel", 0.7, generator(seed, "masks"))
+    masks = random_masks(plain_layers(shapes), "erdos_renyi_kernel", 0.7, generator(seed, "masks"))
     apply_masks(model, masks)
     schedule = UpdateSchedule(delta_t=4, alpha=0.5, t_end=30)
     return TrainState(model, OPTIMIZERS[optimizer](model.parameters()), masks), Topology(
