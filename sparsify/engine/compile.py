@@ -14,7 +14,7 @@ from sparsify.engine.executable import Executable, Step
 from sparsify.engine.kernels.copy import copy_stage
 from sparsify.engine.numpy_ops import compute
 from sparsify.engine.plan import assign_layouts
-from sparsify.engine.program import Operation, Program, reads, writes
+from sparsify.engine.program import Operation, Program, Rearrange, reads, writes
 from sparsify.engine.stage import Context, Layout, PythonStage, Stage
 from sparsify.engine.target import Target, host
 from sparsify.engine.tuning import Tuning
@@ -29,27 +29,45 @@ class _Lowering:
         self._there: dict[str, list[Layout]] = {
             name: [None] for name in (*program.constants, *(value.name for value in program.inputs))
         }
+        self._same: dict[str, str] = {}  # values that are another one under a second name and shape
 
     def bring(self, value: str, layout: Layout) -> None:
         """Make sure that a value is there in a layout."""
-        have = self._there[value]
+        root = self._same.get(value, value)
+        have = self._there[root]
         if layout in have:
             return
-        origin = next(h for h in have if h is None or h.phases == (1, 1))
-        stage = copy_stage(value, self.program.values[value].shape, origin, layout)
-        self.steps.append(Step("copy", "", stage, ((value, origin),), ((value, layout),)))
+        if root != value and None not in have:
+            self.bring(root, None)  # its planes are of another shape
+            return self.bring(value, layout)
+        origin = None if None in have else next(h for h in have if h is None or h.phases == (1, 1))
+        stage = copy_stage(root, self.program.values[value].shape, origin, layout)
+        self.steps.append(Step("copy", "", stage, ((root, origin),), ((root, layout),)))
         have.append(layout)
 
     def add(self, operation: Operation) -> None:
-        """The steps of one operation."""
+        """The steps of one operation; none for a reshape, but for one that writes an output."""
+        if self._is_name(operation):
+            return
         stage = choose(operation, self.context) or _python(operation, self.program)
         layouts = stage.layouts if isinstance(stage, Stage) else {}
-        inputs = tuple((name, layouts.get(name)) for name in stage.reads)
+        inputs = tuple((self._same.get(name, name), layouts.get(name)) for name in stage.reads)
         outputs = tuple((name, layouts.get(name)) for name in stage.writes)
-        for name, layout in inputs:
-            self.bring(name, layout)
+        for name in stage.reads:
+            self.bring(name, layouts.get(name))
         self.steps.append(Step(type(operation).__name__, getattr(operation, "name", ""), stage, inputs, outputs))
         self._there.update((name, [layout]) for name, layout in outputs)
+
+    def _is_name(self, operation: Operation) -> bool:
+        """Whether an operation moves no element. Its result is then its operand under another name."""
+        if not isinstance(operation, Rearrange) or operation.kind != "reshape":
+            return False
+        source, target = operation.inputs[0], operation.output
+        sizes = (*self.program.values[source].shape, *self.program.values[target].shape)
+        if target in self.program.outputs or -1 in sizes:
+            return False
+        self._same[target] = self._same.get(source, source)
+        return True
 
 
 def _python(operation: Operation, program: Program) -> PythonStage:

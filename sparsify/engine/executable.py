@@ -143,6 +143,7 @@ class _Segment:
         self._seconds = 0.0
         self._keep: list[Any] = []
         self._patches: list[tuple[np.ndarray, str]] = []
+        self._failures: list[tuple[np.ndarray, str]] = []
         self._job: Job | None = None
         if isinstance(steps[0].stage, Stage):
             self._job = Job([record for step in steps for record in self._records(step, owner)], threads)
@@ -168,6 +169,8 @@ class _Segment:
             scratch = aligned(stage.scratch, np.uint8)
             buffers[:, -2] = scratch.ctypes.data
             self._keep.append(scratch)
+            if stage.failure:
+                self._failures.append((scratch[:8].view(np.int64), stage.failure))
         constants = owner.place(stage)
         self._keep += [buffers, constants, owner._weights, owner._code]
         function = owner._library.address(stage.function)
@@ -180,14 +183,25 @@ class _Segment:
             for addresses, name in self._patches:
                 addresses[:] = arrays[name].ctypes.data
             self._pool.run(self._job)
+            self._raise_failures()
         else:
             self._run_python(arrays)
         self._seconds = time.perf_counter() - start
 
+    def _raise_failures(self) -> None:
+        for flag, message in self._failures:
+            if flag[0]:
+                flag[0] = 0
+                raise EngineError(message)
+
     def _run_python(self, arrays: dict[str, np.ndarray]) -> None:
         step = self._steps[0]
         assert isinstance(step.stage, PythonStage)
-        results = step.stage.call([self._array(place, arrays) for place in step.reads])
+        shapes = [self._values[name].shape for name in step.stage.reads]  # a place may go by several names
+        operands = [self._array(place, arrays) for place in step.reads]
+        results = step.stage.call(
+            [a if -1 in shape else a.reshape(shape) for a, shape in zip(operands, shapes, strict=True)]
+        )
         for place, result in zip(step.writes, results, strict=True):
             if place[0] in arrays:
                 arrays[place[0]][...] = result

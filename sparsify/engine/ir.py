@@ -97,6 +97,12 @@ class Body:
         """The smaller, lane by lane; b where a is not a number."""
         return self.builder.select(self.builder.fcmp_ordered("<", a, b), a, b)
 
+    def room(self, kind: ir.Type, count: int) -> ir.Value:
+        """Address of `count` elements on the stack, on a cache line; ask at the function's beginning."""
+        place = self.builder.alloca(ir.ArrayType(kind, count))
+        place.align, place.type = 64, POINTER
+        return place
+
     def declared(self, name: str, result: ir.Type, arguments: Sequence[ir.Type]) -> ir.Function:
         """An outside function or intrinsic, declared once."""
         known = self.module.llvm.globals.get(name)

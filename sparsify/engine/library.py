@@ -7,6 +7,7 @@ import importlib
 import pkgutil
 import threading
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 
 import llvmlite
@@ -33,14 +34,13 @@ class Library:
 
     def __init__(self, target: Target, package: ModuleType = kernels) -> None:
         self.target = target
-        text = _assemble(target, package)
         machine = llvm.Target.from_triple(target.triple).create_target_machine(
             target.cpu, target.features, opt=3, jit=True
         )
-        key = hashlib.sha256("\n".join((llvmlite.__version__, *map(str, target.key), text)).encode()).hexdigest()
+        key = _key(target, package)
         code = disk.fetch(key)
         if code is None:
-            code = _compile(text, machine)
+            code = _compile(_assemble(target, package), machine)
             disk.keep(key, code)
         empty = llvm.parse_assembly("")
         empty.triple = target.triple
@@ -62,6 +62,17 @@ def library(target: Target, package: ModuleType = kernels) -> Library:
 @cache
 def _library(target: Target, package: ModuleType) -> Library:
     return Library(target, package)
+
+
+def _key(target: Target, package: ModuleType) -> str:
+    """What the library's code depends on: the target, LLVM, and all source that may take part in writing it, which
+    is sooner read than run."""
+    digest = hashlib.sha256("\n".join((package.__name__, llvmlite.__version__, *map(str, target.key))).encode())
+    for folder in sorted({Path(__file__).parent, *(Path(path).parent for path in package.__path__)}):
+        for source in sorted(folder.rglob("*.py")):
+            content = source.read_bytes()
+            digest.update(f"{source.relative_to(folder)} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
 
 
 def _assemble(target: Target, package: ModuleType) -> str:

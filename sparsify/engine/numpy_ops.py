@@ -5,7 +5,7 @@ Each function follows its operation's definition in `program.py` literally, loop
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from sparsify.engine.foreign import run_foreign
 from sparsify.engine.functions import FUNCTIONS, sigmoid
 from sparsify.engine.program import (
+    Chain,
     Convolution,
     Elementwise,
     Epilogue,
@@ -26,6 +27,7 @@ from sparsify.engine.program import (
     Rearrange,
     Recurrent,
     Reduce,
+    Shape,
     Softmax,
     Value,
 )
@@ -109,16 +111,33 @@ def pool(op: Pool, operands: Sequence[Array], results: Sequence[Value]) -> tuple
 
 
 def elementwise(op: Elementwise, operands: Sequence[Array], results: Sequence[Value]) -> tuple[Array, ...]:
+    return (_applied(op.function, _arrays(op, operands), results[0].dtype),)
+
+
+def chain(op: Chain, operands: Sequence[Array], results: Sequence[Value]) -> tuple[Array, ...]:
+    inputs, made = _arrays(op, operands), list[Array]()
+    for link in op.links:
+        given = [inputs[i] if i >= 0 else made[-1 - i] for i in link.operands]
+        made.append(_applied(link.function, given, link.dtype))
+    return (made[-1],)
+
+
+def _arrays(op: Elementwise | Chain, operands: Sequence[Array]) -> list[Array]:
+    """All operands, constants included, those of floating point in one precision."""
     names = iter(operands)
     arrays = [next(names) if isinstance(entry, str) else entry for entry in op.inputs]
     precision = next((a.dtype for a in operands if a.dtype.kind == "f"), None)
-    if precision is not None:
-        arrays = [a.astype(precision) if a.dtype.kind == "f" else a for a in arrays]
-    y = np.asarray(FUNCTIONS[op.function].compute(*arrays))
-    wanted = np.dtype(results[0].dtype)
+    if precision is None:
+        return arrays
+    return [a.astype(precision) if a.dtype.kind == "f" else a for a in arrays]
+
+
+def _applied(function: str, arrays: Sequence[Array], dtype: str) -> Array:
+    y = np.asarray(FUNCTIONS[function].compute(*arrays))
+    wanted = np.dtype(dtype)
     if wanted.kind == "f" and y.dtype.kind == "f":
-        return (y,)  # float64 stays what it is
-    return (y.astype(wanted),)
+        return y  # float64 stays what it is
+    return y.astype(wanted)
 
 
 def reduce(op: Reduce, operands: Sequence[Array], results: Sequence[Value]) -> tuple[Array, ...]:
@@ -163,8 +182,17 @@ def gather(op: Gather, operands: Sequence[Array], results: Sequence[Value]) -> t
 
 
 def rearrange(op: Rearrange, operands: Sequence[Array], results: Sequence[Value]) -> tuple[Array, ...]:
-    x, shape, given = operands[0], results[0].shape, op.arguments
-    match op.kind:
+    if op.kind != "view":
+        return (_rearranged(op.kind, operands, op.arguments, results[0].shape),)
+    y = operands[0]
+    for kind, given, shape in op.arguments["steps"]:
+        y = _rearranged(kind, [y], given, shape)
+    return (y,)
+
+
+def _rearranged(kind: str, operands: Sequence[Array], given: Mapping[str, Any], shape: Shape) -> Array:
+    x = operands[0]
+    match kind:
         case "reshape":
             y = x.reshape(shape)
         case "transpose":
@@ -180,7 +208,7 @@ def rearrange(op: Rearrange, operands: Sequence[Array], results: Sequence[Value]
             y = np.pad(x, widths, constant_values=given["value"])
         case "expand":
             y = np.broadcast_to(x, shape)
-    return (np.ascontiguousarray(y).reshape(shape),)
+    return np.ascontiguousarray(y).reshape(shape)
 
 
 def _gates(pre: Array, hidden: int) -> list[Array]:
@@ -235,6 +263,7 @@ COMPUTE: dict[type, Callable[[Any, Sequence[Array], Sequence[Value]], tuple[Arra
     Linear: linear,
     Pool: pool,
     Elementwise: elementwise,
+    Chain: chain,
     Reduce: reduce,
     Softmax: softmax,
     LayerNorm: layer_norm,

@@ -11,8 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from sparsify.engine.layout import LINE, Planes, up
+from sparsify.engine.numpy_ops import compute
 from sparsify.engine.program import (
+    Chain,
     Convolution,
     Elementwise,
     Linear,
@@ -23,12 +27,11 @@ from sparsify.engine.program import (
     Reduce,
     Shape,
     Value,
+    reads,
 )
 from sparsify.engine.sliding import Reach, as_images, has_few_taps, is_direct, reach
 from sparsify.engine.target import Target
 from sparsify.engine.tuning import Tuning
-
-FLAT = {"add", "relu", "clip"}  # elementwise functions that a kernel applies to whole buffers
 
 
 def lanes_for(images: int, width: int) -> int:
@@ -47,6 +50,11 @@ def slides(operation: Operation, program: Program, tuning: Tuning) -> bool:
         return images is not None and images[2] == 1 and images[0] >= tuning.linear_images
     if isinstance(operation, Reduce):
         return is_global_mean(operation, program.values)
+    return False
+
+
+def follows(operation: Operation, program: Program) -> bool:
+    """Whether `operation` runs on planes as well as in C order, so that its neighbours decide."""
     return is_flat(operation, program.values) or is_renaming(operation, program.values)
 
 
@@ -68,23 +76,24 @@ def is_renaming(operation: Operation, values: Mapping[str, Value]) -> bool:
 
 
 def is_flat(operation: Operation, values: Mapping[str, Value]) -> bool:
-    """An elementwise operation that maps zero to zero on operands of one shape, so that it may run over
-    whole buffers, borders included."""
-    if not isinstance(operation, Elementwise) or operation.function not in FLAT:
+    """Elementwise operations that map zero to zero, on operands of one shape and single numbers, so that they
+    may run over whole buffers, borders included."""
+    if not isinstance(operation, Elementwise | Chain):
         return False
-    names = [name for name in operation.inputs if isinstance(name, str)]
-    constants = [c for c in operation.inputs if not isinstance(c, str)]
     result = values[operation.output]
-    if (
-        as_images(result.shape) is None
-        or result.dtype != "float32"
-        or any(values[n] != Value(n, result.shape) for n in names)
-    ):
+    if as_images(result.shape) is None or result.dtype != "float32":
         return False
-    if operation.function == "clip":
-        single = len(names) == 1 and len(constants) == 2 and all(c.size == 1 for c in constants)
-        return single and float(constants[0].ravel()[0]) <= 0 <= float(constants[1].ravel()[0])
-    return not constants
+    names = [entry for entry in operation.inputs if isinstance(entry, str)]
+    if any(values[name] != Value(name, result.shape) for name in names):
+        return False
+    return all(isinstance(entry, str) or entry.size == 1 for entry in operation.inputs) and keeps_zero(operation)
+
+
+def keeps_zero(operation: Elementwise | Chain) -> bool:
+    """Whether the result of zeros is zero."""
+    zeros = [np.zeros((), np.float32) for _ in reads(operation)]
+    (result,) = compute(operation, zeros, [Value(operation.output, ())])
+    return bool(np.all(result == 0))
 
 
 @dataclass
@@ -130,7 +139,7 @@ class _Classes:
 
 def assign_layouts(program: Program, target: Target, tuning: Tuning) -> dict[str, Planes | None]:
     """The layout of every value."""
-    sliding = [op for op in program.operations if slides(op, program, tuning)]
+    sliding = _sliding(program, tuning)
     shapes = {name: as_images(value.shape) for name, value in program.values.items()}
     classes, lanes = _Classes(), {}
     for op in sliding:
@@ -151,9 +160,21 @@ def assign_layouts(program: Program, target: Target, tuning: Tuning) -> dict[str
     return layouts
 
 
+def _sliding(program: Program, tuning: Tuning) -> list[Operation]:
+    """The operations that run on planes: those that slide, and those between them that follow."""
+    sliding = [op for op in program.operations if slides(op, program, tuning)]
+    waiting = [op for op in program.operations if follows(op, program)]
+    there = {name for op in sliding for name in touched(op)}
+    while joined := [op for op in waiting if not there.isdisjoint(touched(op))]:
+        sliding += joined
+        there |= {name for op in joined for name in touched(op)}
+        waiting = [op for op in waiting if op not in joined]
+    return sliding
+
+
 def touched(operation: Operation) -> list[str]:
     """The values that a sliding operation reads or writes."""
-    if isinstance(operation, Elementwise | Rearrange):
+    if isinstance(operation, Elementwise | Chain | Rearrange):
         return [n for n in operation.inputs if isinstance(n, str)] + [operation.output]
     names = [operation.input, operation.output]  # type: ignore[union-attr]
     residual = operation.epilogue.residual if isinstance(operation, Convolution | Linear) else None
@@ -163,7 +184,7 @@ def touched(operation: Operation) -> list[str]:
 def _linked(operation: Operation, lanes: Mapping[str, int]) -> list[str]:
     """The values whose layouts must agree because of `operation`."""
     names = touched(operation)
-    if isinstance(operation, Elementwise | Rearrange):
+    if isinstance(operation, Elementwise | Chain | Rearrange):
         return names
     if isinstance(operation, Reduce):
         return []

@@ -8,7 +8,7 @@ code - must give the same results.
 The whole grammar:
 
     Program   := inputs, values {name: Value}, constants {name: array}, operations, outputs
-    Operation := Convolution | Linear | Pool | Elementwise | Reduce | Softmax | LayerNorm
+    Operation := Convolution | Linear | Pool | Elementwise | Chain | Reduce | Softmax | LayerNorm
                | MatMul | Gather | Rearrange | Recurrent | Foreign
 """
 
@@ -107,6 +107,24 @@ class Elementwise:
 
 
 @dataclass(frozen=True)
+class Link:
+    """One function of a Chain. Operands: the number of an input, or -1 - k for the result of link k."""
+
+    function: str
+    operands: tuple[int, ...]
+    dtype: str  # of the result
+
+
+@dataclass(frozen=True, eq=False)
+class Chain:
+    """Elementwise operations one after the other; the last one's result is the output, of whose shape all are."""
+
+    links: tuple[Link, ...]
+    inputs: tuple[str | np.ndarray, ...]
+    output: str
+
+
+@dataclass(frozen=True)
 class Reduce:
     """Mean, sum, product, max or min over axes (none: of nothing). Global average pooling is mean, (2, 3)."""
 
@@ -160,10 +178,11 @@ class Rearrange:
     """Operations that move elements and compute nothing: reshape, transpose, concat, slice, pad, expand.
 
     `arguments`: transpose {perm}; concat {axis}; slice {starts, stops, steps, one for each axis};
-    pad {before, after, value}; reshape and expand read the output's shape.
+    pad {before, after, value}; reshape and expand read the output's shape. A view is some of them, but
+    concat and pad, one after the other: {steps: (kind, arguments, shape of the result) of each}.
     """
 
-    kind: Literal["reshape", "transpose", "concat", "slice", "pad", "expand"]
+    kind: Literal["reshape", "transpose", "concat", "slice", "pad", "expand", "view"]
     inputs: tuple[str, ...]
     output: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -201,7 +220,7 @@ class Foreign:
 
 
 Operation = (
-    Convolution | Linear | Pool | Elementwise | Reduce | Softmax | LayerNorm
+    Convolution | Linear | Pool | Elementwise | Chain | Reduce | Softmax | LayerNorm
     | MatMul | Gather | Rearrange | Recurrent | Foreign
 )  # fmt: skip
 

@@ -64,6 +64,7 @@ class Stage:
     layouts: Mapping[str, Layout] = field(default_factory=dict)  # of reads and writes that are not in C order
     code: bytes = b""  # machine code of this layer; its address is appended to `constants`
     scratch: int = 0  # bytes of scratch memory, shared by the stage's tiles and steps
+    failure: str = ""  # the error where the stage leaves its scratch memory's first int64 at anything but 0
     steps: int = 1  # how often all tiles run, each time when the last has ended: recurrences in time
     flops: float = 0.0  # useful floating-point operations: two per non-zero and output position
     density: float = 1.0  # of the weights

@@ -93,6 +93,15 @@ CASES = {
         "g (float[2,4,6,6] x) => (float[] y) { a = MatMul(x, square)  b = Add(a, x)  y = Relu(b) }",
         "Rearrange Rearrange Linear Rearrange",
     ),
+    "fuse_elementwise": (
+        "g (float[3,4] x) => (float[] y) { a = Exp(x)  b = Mul(a, four)  c = Tanh(a)  y = Add(b, c) }",
+        "Chain",
+    ),
+    "fuse_moves": (
+        "g (float[2,4,6,6] x) => (float[] y) { a = Reshape (x, heads)  b = Transpose <perm: ints = [1, 0, 2]> (a)"
+        " y = Slice (b, begin, stop) }",
+        "Rearrange",
+    ),
 }
 RNG = np.random.default_rng(3)
 WEIGHTS = {
@@ -103,6 +112,9 @@ WEIGHTS = {
     "gates": RNG.standard_normal((1, 12, 4)).astype(np.float32),
     "square": RNG.standard_normal((6, 6)).astype(np.float32),
     "shape": np.array([4, -1], np.int64),
+    "heads": np.array([8, 6, 6], np.int64),
+    "begin": np.array([1, 0, 2], np.int64),
+    "stop": np.array([4, 8, 6], np.int64),
     "pads": np.array([0, 0, 1, 2, 0, 0, 0, 1], np.int64),
     "root": np.float32(np.sqrt(2)).reshape(()),
     "one": np.array(1, np.float32),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from sparsify.engine.front.rewrite import Rewrite
 from sparsify.engine.front.rewrites.affine import fold_scale_and_shift_after, fold_scale_and_shift_before
+from sparsify.engine.front.rewrites.chains import fuse_elementwise, fuse_moves
 from sparsify.engine.front.rewrites.cleanup import drop_unread, pool_everything_is_mean
 from sparsify.engine.front.rewrites.depthwise import scale_as_depthwise
 from sparsify.engine.front.rewrites.epilogue import fuse_clip, fuse_residual
@@ -51,6 +52,9 @@ LAST: tuple[Pass, ...] = (
     linear_of_matrix,
     merge_reshapes,
     drop_idle,
+    fuse_elementwise,
+    fuse_moves,
+    drop_unread,
 )
 ROUNDS = 1000  # a guard: each round removes an operation or moves a reshape towards the end
 

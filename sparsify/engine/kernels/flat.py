@@ -11,6 +11,7 @@ from sparsify.engine.plan import is_flat, is_renaming
 from sparsify.engine.program import Elementwise, Operation, Rearrange
 from sparsify.engine.stage import Context, Stage
 
+FUNCTIONS = {"add", "relu", "clip"}
 _TILE = 16384  # floats
 
 
@@ -19,7 +20,8 @@ def propose(operation: Operation, context: Context) -> Stage | None:
     if isinstance(operation, Rearrange):
         possible, kind = is_renaming(operation, context.values), "copy"
     else:
-        possible = isinstance(operation, Elementwise) and is_flat(operation, context.values)
+        possible = isinstance(operation, Elementwise) and operation.function in FUNCTIONS
+        possible = possible and is_flat(operation, context.values)
         kind = getattr(operation, "function", "")
     if not possible:
         return None

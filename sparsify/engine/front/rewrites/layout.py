@@ -21,7 +21,7 @@ def _is_reshape(op: object) -> bool:
 def drop_idle(rewrite: Rewrite) -> None:
     """Rearrangements of one operand after which everything is where it was."""
     for i, op in enumerate(rewrite.operations):
-        if not isinstance(op, Rearrange) or len(op.inputs) != 1 or not rewrite.is_free(i):
+        if not isinstance(op, Rearrange) or len(op.inputs) != 1 or op.kind == "view" or not rewrite.is_free(i):
             continue
         source, given = op.inputs[0], op.arguments
         same_shape = rewrite.shape(source) == rewrite.shape(op.output)
