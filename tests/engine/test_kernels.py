@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sparsify.engine.compile import compile_program
 from sparsify.engine.library import kernel_files
-from sparsify.engine.program import Elementwise, Pool, Rearrange, Reduce
+from sparsify.engine.program import Elementwise, LayerNorm, Pool, Rearrange, Reduce
 from sparsify.engine.tuning import Tuning
 from tests.engine.cases import check, convolution, levels, linear, program, target
 
@@ -33,6 +33,23 @@ POSITIVE = [
 ]
 SHAPES_OF_POSITIVE = {"x": (2, 4, 9, 12), "r": (2, 5, 9, 12), "y": (2, 5, 5, 6)}
 POSITIVE[0] = replace(POSITIVE[0], output="r")
+
+
+def between(operation):
+    """An operation from `a` to `b`, both [2, 9, 40], between two Linear, which read and write planes."""
+    before, after = linear(RNG, leading=(2, 9), k=24, o=40), linear(RNG, leading=(2, 9), k=40, o=24)
+    first, second = replace(before.operations[0], output="a"), replace(after.operations[0], input="b")
+    return program(
+        [first, operation, second], {"x": (2, 9, 24), "a": (2, 9, 40), "b": (2, 9, 40), "y": (2, 9, 24)}, ["y"]
+    )
+
+
+# The second half of the channels before the first.
+HALVES = (
+    ("reshape", {}, (2, 9, 2, 20)),
+    ("slice", {"starts": (0, 0, 1, 0), "stops": (2, 9, -1, 20), "steps": (1, 1, -1, 1)}, (2, 9, 2, 20)),
+    ("reshape", {}, (2, 9, 40)),
+)
 ALL = {"straight", "dense", "loop", "compact"}
 MOST = ALL - {"dense"}
 # (name, program, kernels that must be able to run it). Names say which edge of a tile is crossed.
@@ -79,6 +96,9 @@ CASES = [
     ("positive_max_pool", program(POSITIVE, SHAPES_OF_POSITIVE, ["y"]), {"rows"}),
     ("add", one(Elementwise("add", ("x", "r"), "y"), **dict.fromkeys("xry", (2, 5, 30, 40))), {"flat"}),
     ("relu", one(Elementwise("relu", ("x",), "y"), **dict.fromkeys("xy", (2, 3, 5, 7))), {"flat"}),
+    ("gelu_on_planes", between(Elementwise("gelu", ("a",), "b")), {"elementwise"}),
+    ("norm_on_planes", between(LayerNorm("a", "b", np.full(40, 2, np.float32), None, 1e-5)), {"across"}),
+    ("slice_on_planes", between(Rearrange("view", ("a",), "b", {"steps": HALVES})), {"move"}),
     ("reshape", one(Rearrange("reshape", ("x",), "y"), x=(4, 9, 1, 1), y=(4, 9)), {"flat"}),
 ]  # fmt: skip
 PAIRS = [(name, kernel) for name, _, kernels in CASES for kernel in sorted(kernels)]
