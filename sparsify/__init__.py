@@ -15,10 +15,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sparsify.bench.benchmark import Report as Report
     from sparsify.bench.benchmark import benchmark as benchmark
     from sparsify.bench.comparison import Comparison as Comparison
     from sparsify.bench.comparison import compare as compare
+    from sparsify.bench.results import Report as Report
     from sparsify.errors import SparsifyError as SparsifyError
     from sparsify.formats import SparseModel as SparseModel
     from sparsify.interpolation import Landscape as Landscape
@@ -41,7 +41,7 @@ _HOME = {
     "Inspection": "report.inspection",
     "Landscape": "interpolation",
     "Recipe": "recipe",
-    "Report": "bench.benchmark",
+    "Report": "bench.results",
     "SparseModel": "formats",
     "SparsifyError": "errors",
     "benchmark": "bench.benchmark",

@@ -1,125 +1,121 @@
-"""`benchmark`: models in runtimes, each beside its dense twin."""
+"""`benchmark`: models in runtimes, each beside its dense twin, over a grid of sparsities, batches and threads."""
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import onnx
-
+from sparsify.bench.break_even import break_even
 from sparsify.bench.machine import describe_machine
-from sparsify.bench.protocol import Contender, compare_outputs, running, take_turns
-from sparsify.bench.statistics import Interval, interval, speed_up, verdict
+from sparsify.bench.noise import Observer
+from sparsify.bench.protocol import Contender, ask_layers, compare_outputs, running, take_turns
+from sparsify.bench.results import SHARES, Measures, Report, Row
+from sparsify.bench.statistics import Interval, interval, quantiles, speed_up, verdict
+from sparsify.bench.subjects import Subject, prepare
 from sparsify.engine import InferenceSession
 from sparsify.engine.explain import Explanation
 from sparsify.engine.target import available_cores
 from sparsify.errors import BenchError
-from sparsify.formats import SparseModel, densified
-from sparsify.formats import onnx as onnx_format
-from sparsify.formats._onnx_file import OnnxModel
 from sparsify.registry import names
 from sparsify.runtimes import load_runtime
-from sparsify.sources import open_source
 
 REFERENCE = "onnxruntime"
 EXPLAINED_RUNS = 10
 
 
 @dataclass(frozen=True)
-class Row:
-    """One model in one runtime. Times are milliseconds a call."""
+class Turn:
+    """One turn that is done, or one model that is written before all turns, for whoever watches."""
 
-    source: str
-    runtime: str
-    version: str
-    sparsity: float
+    done: int
+    total: int
+    case: str  # the model and its place in the grid
+    runtime: str = ""  # none while models are written
+    dense: bool = False  # the dense twin's turn
+    median_ms: float | None = None  # of this turn; None in the warm-up
+
+
+Watch = Callable[[Turn], None]
+
+
+@dataclass(frozen=True)
+class _Case:
+    """One point of the grid."""
+
+    subject: Subject
     batch: int
-    sparse_ms: Interval
-    dense_ms: Interval  # of the dense twin: the same network with no zeros
-    speed_up: Interval
-    verdict: str
+    threads: int
+    runtimes: list[str]
 
-
-@dataclass(frozen=True)
-class Report:
-    """All rows, what was left out and why, and the machine."""
-
-    rows: list[Row]
-    left_out: dict[str, str]
-    machine: dict[str, Any]
-    largest_error: float  # relative, of any runtime's output against the reference
-    protocol: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Subject:
-    """A source with its two ONNX files."""
-
-    source: str
-    sparsity: float
-    sparse: Path
-    dense: Path
-    sample: Callable[[int], np.ndarray]  # random inputs [batch, ...]
+    @property
+    def name(self) -> str:
+        return f"{self.subject.source} {self.subject.sparsity:.0%} batch {self.batch} threads {self.threads}"
 
 
 def benchmark(
     sources: Sequence[str | Path],
     runtimes: Sequence[str] | None = None,
     *,
-    batch: int = 1,
-    threads: int | None = None,
-    rounds: int = 7,
-    seconds: float = 0.3,
+    batch: int | Sequence[int] = 1,
+    threads: int | Sequence[int] | None = None,
+    sparsities: Sequence[float] = (),
+    rounds: int = 9,
+    seconds: float = 0.25,
+    layers: bool = False,
     changes: Sequence[str] = (),
-    watch: Callable[[int, int], None] | None = None,
+    watch: Watch | None = None,
 ) -> Report:
     """Time models against their dense twins in every runtime, outputs compared first.
 
-    sources: model files, runs or recipes. runtimes: by default all that are installed. threads: by default all
-    cores. rounds: turns that each contender gets; seconds: length of one turn. watch: called with the turns
-    that are done and all of them. Raises BenchError where an output is wrong or a runtime fails.
+    sources: model files, runs or recipes. runtimes: by default all that are installed. batch, threads: one or
+    several; threads by default all cores. sparsities: of recipes, each freshly masked; by default the recipe's
+    own. rounds: turns that each contender gets; below six nothing can be said with 95 % confidence. seconds:
+    length of one turn. layers: ask runtimes for the times of layers as well. watch: called after each turn.
+    Raises BenchError where an output is wrong or a runtime fails.
     """
-    threads = threads or available_cores()
-    if min(batch, threads, rounds) < 1 or not seconds > 0:
+    batches, counts = _listed(batch), _listed(threads or available_cores())
+    if min(*batches, *counts, rounds) < 1 or not seconds > 0:
         raise BenchError("Batch, threads and rounds must be at least 1, and seconds more than 0.")
-    machine = describe_machine(threads)
+    settings = [[*changes, f"topology.sparsity={s}"] for s in sparsities] or [list(changes)]
+    machine = describe_machine(max(counts))
     usable, left_out = _usable(runtimes)
-    rows, largest_error, done = [], 0.0, 0
+    observer = Observer()
+    rows: list[Row] = []
+    largest_error, done = 0.0, 0
     with tempfile.TemporaryDirectory(prefix="sparsify-bench-") as folder:
-        subjects = [_prepare(str(s), Path(folder) / str(i), changes) for i, s in enumerate(sources)]
-        jobs = []
-        for subject in subjects:
-            for runtime in usable:
-                refusal = load_runtime(runtime).refuses(subject.sparse)
-                if refusal:
-                    left_out[f"{runtime} on {subject.source}"] = refusal
-                else:
-                    jobs.append((subject, runtime))
-        total = 2 * len(jobs) * (rounds + 1)
-        for subject in subjects:
-            mine = [runtime for s, runtime in jobs if s is subject]
-            contenders = [Contender(r, p, threads) for r in mine for p in (subject.sparse, subject.dense)]
-            inputs = subject.sample(batch)
+        subjects = _subjects([str(source) for source in sources], settings, Path(folder), watch)
+        cases = [
+            _Case(s, b, t, _willing(usable, s, left_out)) for s, b, t in itertools.product(subjects, batches, counts)
+        ]
+        total = sum(2 * len(case.runtimes) * (rounds + 1) for case in cases)
+        for case in cases:
+            contenders = _contenders(case)
             with running(contenders):
-                largest_error = max([largest_error, *compare_outputs(contenders, inputs).values()])
-                for turn in take_turns(contenders, rounds, seconds):
+                errors = compare_outputs(contenders, case.subject.sample(case.batch, 0))
+                for contender in take_turns(contenders, rounds, seconds, observer):
+                    done += 1
                     if watch is not None:
-                        watch(done + turn, total)
-            done += len(contenders) * (rounds + 1)
-            rows += [_row(subject, batch, *contenders[i : i + 2]) for i in range(0, len(contenders), 2)]
+                        watch(_turn(done, total, case, contender))
+                # Once more and on another input: whoever answers from memory is found out.
+                again = compare_outputs(contenders, case.subject.sample(case.batch, 1))
+                if layers:
+                    ask_layers(contenders)
+            largest_error = max([largest_error, *errors.values(), *again.values()])
+            rows += _rows(case, contenders)
     protocol = {
-        "batch": batch,
-        "threads": threads,
+        "batch": batches[0],
+        "batches": batches,
+        "threads": counts[0],
+        "thread_counts": counts,
         "rounds": rounds,
         "seconds": seconds,
         "reference": REFERENCE,
     }
-    return Report(rows, left_out, machine, largest_error, protocol)
+    return Report(rows, left_out, machine, largest_error, protocol, break_even(rows), observer.noise())
 
 
 def explain(
@@ -127,12 +123,30 @@ def explain(
 ) -> Explanation:
     """What our engine runs for a source, step by step: kernel, why, density, work and time."""
     with tempfile.TemporaryDirectory(prefix="sparsify-explain-") as folder:
-        subject = _prepare(str(source), Path(folder) / "model", changes)
+        subject = prepare(str(source), Path(folder) / "model", changes)
         session = InferenceSession(subject.sparse, threads=threads or available_cores())
-        inputs = subject.sample(batch)
+        inputs = subject.sample(batch, 0)
         for _ in range(EXPLAINED_RUNS):  # times are those of the last run
             session.run(None, {session.get_inputs()[0].name: inputs})
         return session.explain()
+
+
+def _listed(value: int | Sequence[int]) -> list[int]:
+    found = [value] if isinstance(value, int) else list(value)
+    if not found:
+        raise BenchError("Name at least one batch and one number of threads.")
+    return found
+
+
+def _subjects(sources: list[str], settings: list[list[str]], folder: Path, watch: Watch | None) -> list[Subject]:
+    """Each source at each setting; those of one source share the dense twin."""
+    found: list[Subject] = []
+    for source, setting in itertools.product(sources, settings):
+        twin = found[-1].dense if found and setting is not settings[0] else None
+        found.append(prepare(source, folder / str(len(found)), setting, twin))
+        if watch is not None:
+            watch(Turn(len(found), len(sources) * len(settings), f"writing {source} {found[-1].sparsity:.0%}"))
+    return found
 
 
 def _usable(asked: Sequence[str] | None) -> tuple[list[str], dict[str, str]]:
@@ -146,54 +160,72 @@ def _usable(asked: Sequence[str] | None) -> tuple[list[str], dict[str, str]]:
     return [name for name in chosen if name not in left_out], left_out
 
 
-def _prepare(source: str, folder: Path, changes: Sequence[str]) -> _Subject:
-    """Write the source and its dense twin as ONNX files, unless it is one already."""
-    folder.mkdir()
-    sparse, dense = folder / "sparse.onnx", folder / "dense.onnx"
-    model = open_source(source, changes)
-    if model.metadata is not None:
-        if Path(source).suffix == onnx_format.SUFFIX:
-            sparse = Path(source)
-        else:
-            onnx_format.write(model, sparse)
-        onnx_format.write(densified(model), dense)
-        return _Subject(source, model.metadata.sparsity, sparse, dense, model.metadata.network.sample)
-    graph = onnx_format.write_twin(Path(source), model, dense)
-    shape = _foreign_input(graph, source)
-
-    def sample(batch: int) -> np.ndarray:
-        return np.random.default_rng(0).standard_normal((batch, *shape), dtype=np.float32)
-
-    return _Subject(source, _sparsity(model), Path(source), dense, sample)
+def _willing(usable: list[str], subject: Subject, left_out: dict[str, str]) -> list[str]:
+    """Those that take this model; why others do not is added to `left_out`."""
+    refusals = {name: load_runtime(name).refuses(subject.sparse) for name in usable}
+    left_out |= {f"{name} on {subject.source}": reason for name, reason in refusals.items() if reason}
+    return [name for name in usable if not refusals[name]]
 
 
-def _foreign_input(graph: OnnxModel, source: str) -> tuple[int, ...]:
-    inputs = [value for value in graph.proto.graph.input if value.name not in graph.tensors]
-    shape = [d.dim_value for d in inputs[0].type.tensor_type.shape.dim][1:] if len(inputs) == 1 else [0]
-    if not shape or min(shape) < 1 or inputs[0].type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
-        raise BenchError(f"{source} needs one float32 input whose shape is fixed but for the batch to be timed.")
-    return tuple(shape)
+def _contenders(case: _Case) -> list[Contender]:
+    """The sparse model and the dense twin in each runtime, one after the other."""
+    files = (case.subject.sparse, case.subject.dense)
+    return [Contender(runtime, path, case.threads) for runtime in case.runtimes for path in files]
 
 
-def _sparsity(model: SparseModel) -> float:
-    masks = model.masks().values()
-    return 1 - sum(int(mask.sum()) for mask in masks) / max(1, sum(mask.size for mask in masks))
+def _turn(done: int, total: int, case: _Case, contender: Contender) -> Turn:
+    median = 1e3 * statistics.median(contender.rounds[-1]) if contender.rounds else None
+    return Turn(done, total, case.name, contender.runtime, contender.model == case.subject.dense, median)
 
 
-def _row(subject: _Subject, batch: int, sparse: Contender, dense: Contender) -> Row:
-    ratio = speed_up(dense.rounds, sparse.rounds)
-    return Row(
-        source=subject.source,
-        runtime=sparse.runtime,
-        version=sparse.version,
-        sparsity=subject.sparsity,
-        batch=batch,
-        sparse_ms=_milliseconds(sparse),
-        dense_ms=_milliseconds(dense),
-        speed_up=ratio,
-        verdict=verdict(ratio),
+def _rows(case: _Case, contenders: list[Contender]) -> Iterator[Row]:
+    subject = case.subject
+    best = min(contenders[1::2], key=lambda contender: _milliseconds(contender).median)
+    for sparse, dense in zip(contenders[::2], contenders[1::2], strict=True):
+        ratio = speed_up(dense.rounds, sparse.rounds)
+        yield Row(
+            source=subject.source,
+            runtime=sparse.runtime,
+            version=sparse.version,
+            sparsity=subject.sparsity,
+            batch=case.batch,
+            sparse_ms=_milliseconds(sparse),
+            dense_ms=_milliseconds(dense),
+            speed_up=ratio,
+            verdict=verdict(ratio),
+            threads=case.threads,
+            digest=subject.digest,
+            file_bytes=subject.file_bytes,
+            best_dense=best.runtime,
+            against_best=speed_up(best.rounds, sparse.rounds),
+            sparse=_measures(sparse, case.batch),
+            dense=_measures(dense, case.batch),
+        )
+
+
+def _measures(contender: Contender, batch: int) -> Measures:
+    times = [seconds for turn in contender.rounds for seconds in turn]
+    milliseconds = [1e3 * seconds for seconds in times]
+    p50, p90, p99 = quantiles(milliseconds, (0.5, 0.9, 0.99))
+    return Measures(
+        calls=len(times),
+        rounds_ms=_medians(contender),
+        p50_ms=p50,
+        p90_ms=p90,
+        p99_ms=p99,
+        quantiles_ms=quantiles(milliseconds, SHARES),
+        throughput=batch * len(times) / sum(times),
+        load_ms=1e3 * contender.load,
+        first_ms=1e3 * contender.first,
+        memory_bytes=contender.memory,
+        stable=contender.stable,
+        layers=contender.layers,
     )
 
 
+def _medians(contender: Contender) -> list[float]:
+    return [1e3 * statistics.median(turn) for turn in contender.rounds]
+
+
 def _milliseconds(contender: Contender) -> Interval:
-    return interval([1e3 * statistics.median(times) for times in contender.rounds])
+    return interval(_medians(contender))

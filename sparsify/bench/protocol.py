@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from sparsify.bench.noise import Observer
 from sparsify.errors import BenchError
+from sparsify.runtimes import LayerTime
 
 TOLERANCE = 1e-3  # relative error of float32 outputs against the reference
 
@@ -28,6 +30,12 @@ class Contender:
     threads: int
     version: str = ""
     rounds: list[list[float]] = field(default_factory=list)  # seconds of each call, by round
+    load: float = 0.0  # seconds
+    first: float = 0.0  # seconds of the first call
+    stable: bool = False  # after the warm-up
+    memory: int | None = None  # bytes at most so far
+    cpu: float = 0.0  # seconds of CPU time so far
+    layers: list[LayerTime] = field(default_factory=list)
     process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
@@ -42,7 +50,8 @@ class Contender:
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
-        self.version = self._answer()["version"]
+        answer = self._answer()
+        self.version, self.load = answer["version"], answer["load"]
 
     def ask(self, command: dict[str, Any]) -> dict[str, Any]:
         assert self.process is not None and self.process.stdin is not None
@@ -69,6 +78,7 @@ class Contender:
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise BenchError(answer["error"])
+        self.cpu, self.memory = answer["cpu"], answer["memory"]
         return answer
 
 
@@ -95,7 +105,8 @@ def compare_outputs(contenders: list[Contender], inputs: np.ndarray) -> dict[Pat
         given, returned = Path(folder) / "inputs.npy", Path(folder) / "outputs.npy"
         np.save(given, inputs)
         for contender in contenders:
-            contender.ask({"inputs": str(given), "outputs": str(returned)})
+            seconds = contender.ask({"inputs": str(given), "outputs": str(returned)})["first"]
+            contender.first = contender.first or seconds
             found = np.load(returned)
             reference = expected.setdefault(contender.model, found)
             error = relative_error(found, reference)
@@ -103,7 +114,7 @@ def compare_outputs(contenders: list[Contender], inputs: np.ndarray) -> dict[Pat
                 raise BenchError(
                     f"{contender.runtime} computes something else from {contender.model.name} than "
                     f"{contenders[0].runtime}: relative error {error:.1e}. A wrong result has no speed, so "
-                    f"nothing was timed. Leave it out with --runtime and report this to its makers."
+                    f"it is not timed. Leave it out with --runtime and report this to its makers."
                 )
             errors[contender.model] = max(error, errors.get(contender.model, 0.0))
     return errors
@@ -116,11 +127,33 @@ def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.linalg.norm(found - expected) / (np.linalg.norm(expected) + 1e-30))
 
 
-def take_turns(contenders: list[Contender], rounds: int, seconds: float) -> Iterator[int]:
-    """Time everyone once a round, after one round of warm-up; yields the turns that are done."""
-    for turn in range(rounds + 1):
-        for place, contender in enumerate(contenders):
-            times = contender.ask({"seconds": seconds})["times"]
-            if turn:
-                contender.rounds.append(times)
-            yield turn * len(contenders) + place + 1
+def take_turns(
+    contenders: list[Contender], rounds: int, seconds: float, observer: Observer | None = None
+) -> Iterator[Contender]:
+    """Warm everyone up, then time everyone once a round; yields whose turn is done, the warm-up being the first.
+
+    The order is another one in each round, so that nobody always follows the same neighbour.
+    """
+    for contender in contenders:
+        contender.stable = contender.ask({"warm_up": seconds / 2})["stable"]
+        yield contender
+    begun = [contender.cpu for contender in contenders]
+    if observer is not None:
+        observer.start()
+    for turn in range(rounds):
+        for place in np.random.default_rng(turn).permutation(len(contenders)):
+            contender = contenders[place]
+            contender.rounds.append(contender.ask({"seconds": seconds})["times"])
+            yield contender
+        if observer is not None:
+            observer.tick()
+    if observer is not None:
+        observer.stop(sum(c.cpu for c in contenders) - sum(begun))
+
+
+def ask_layers(contenders: list[Contender]) -> None:
+    """Let every contender say what its layers take; it keeps its peak of memory from before."""
+    for contender in contenders:
+        memory = contender.memory
+        contender.layers = [LayerTime(**layer) for layer in contender.ask({"layers": True})["layers"]]
+        contender.memory = memory

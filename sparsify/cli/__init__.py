@@ -15,6 +15,7 @@ INTERRUPTED = 128 + signal.SIGINT
 
 def main() -> None:
     """Entry point of the command `sparsify`."""
+    from sparsify.cli import bench_command  # noqa: F401, it joins the others
     from sparsify.cli.commands import app
     from sparsify.errors import InterruptedTraining, SparsifyError
 

@@ -84,7 +84,7 @@ def train(
     chosen = None if own else load_recipe(recipe, changes)
     result = train_with_progress(chosen, out, data, device, resume, quiet=json)
     if json and speaks():
-        _print_json({"folder": str(result.folder), **result.line})
+        print_json({"folder": str(result.folder), **result.line})
 
 
 @app.command()
@@ -123,7 +123,7 @@ def compare(
     }
     found = compare_with_progress(chosen, options, quiet=json)
     if json:
-        _print_json(dataclasses.asdict(found))
+        print_json(dataclasses.asdict(found))
     else:
         Console(highlight=False).print(comparison_table(found))
 
@@ -147,7 +147,7 @@ def inspect(
     if plot is not None:
         plot_inspection(found, plot)
     if json:
-        _print_json(dataclasses.asdict(found))
+        print_json(dataclasses.asdict(found))
     else:
         console = Console(highlight=False)
         console.print(inspection_table(found, console.width))
@@ -181,7 +181,7 @@ def export(
     options = {"packed": packed, "encoding": encoding, "values": values, "prune": prune}
     written = export_with_progress(source, format, out, force, changes, options, quiet=json)
     if json:
-        _print_json({**dataclasses.asdict(written), "path": str(written.path)})
+        print_json({**dataclasses.asdict(written), "path": str(written.path)})
         return
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"Wrote {written.path}: {written.size:,} bytes, mask digest {written.digest}")
@@ -191,40 +191,6 @@ def export(
         console.print(f"Checked in onnxruntime against the source: relative error {written.relative_error:.1e}")
     if written.folded:
         console.print(f"onnxruntime folds all {written.folded} encoded weights when it opens the file")
-
-
-@app.command()
-def bench(
-    sources: Annotated[list[str], typer.Argument(help="Model files, run folders or recipes.")],
-    runtime: Annotated[list[str] | None, typer.Option(help="Time this runtime only; may be repeated.")] = None,
-    batch: Annotated[int, typer.Option(help="Samples a call.")] = 1,
-    threads: Annotated[int | None, typer.Option(help="CPU threads [default: all cores].")] = None,
-    rounds: Annotated[int, typer.Option(help="Turns that each runtime gets.")] = 7,
-    seconds: Annotated[float, typer.Option(help="Length of a turn.")] = 0.3,
-    sparsity: Sparsity = None,
-    explain: Annotated[bool, typer.Option("--explain", help="Show what our engine runs instead of timing.")] = False,
-    set: Set = None,
-    json: Json = False,
-) -> None:
-    """Time models in every installed runtime, each beside its dense twin; outputs are compared first."""
-    from sparsify.bench.benchmark import explain as explain_source
-    from sparsify.cli.progress import benchmark_with_progress
-    from sparsify.report.tables import bench_table
-
-    options = {"batch": batch, "threads": threads, "rounds": rounds, "seconds": seconds}
-    changes = _topology_changes(set, None, None, sparsity)
-    if explain:
-        tables = {source: explain_source(source, batch=batch, threads=threads, changes=changes) for source in sources}
-        if json:
-            _print_json({name: [dataclasses.asdict(row) for row in table.rows] for name, table in tables.items()})
-        else:
-            typer.echo("\n\n".join(f"{name}\n{table}" for name, table in tables.items()))
-        return
-    report = benchmark_with_progress(sources, runtime, options, changes, quiet=json)
-    if json:
-        _print_json(dataclasses.asdict(report))
-    else:
-        Console(highlight=False).print(bench_table(report))
 
 
 @app.command()
@@ -240,7 +206,7 @@ def run(
 
     outputs = run_model(model, input, out, threads)
     if json:
-        _print_json(outputs)
+        print_json(outputs)
         return
     console = Console(highlight=False, soft_wrap=True)
     for name, output in outputs["outputs"].items():
@@ -274,7 +240,7 @@ def landscape(
     if plot is not None:
         plot_landscape(found, plot)
     if json:
-        _print_json(dataclasses.asdict(found))
+        print_json(dataclasses.asdict(found))
     else:
         Console(highlight=False).print(landscape_table(found))
 
@@ -308,5 +274,5 @@ def _numbers(text: str) -> list[int]:
         raise RecipeError(f"--seeds {text} is not a list of whole numbers, such as 0,1,2.") from None
 
 
-def _print_json(value: Any) -> None:
+def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2))

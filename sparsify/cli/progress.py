@@ -19,7 +19,6 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from sparsify.bench.benchmark import Report, benchmark
 from sparsify.bench.comparison import Comparison, compare
 from sparsify.formats import Written
 from sparsify.interpolation import Landscape, landscape
@@ -113,23 +112,6 @@ def export_with_progress(
             bar.show(done, total, "bytes")
 
         return export(source, format, out, force=force, changes=changes, watch=watch, **options)
-
-
-def benchmark_with_progress(
-    sources: Sequence[str],
-    runtimes: Sequence[str] | None,
-    options: dict[str, Any],
-    changes: Sequence[str],
-    quiet: bool,
-) -> Report:
-    """`benchmark` with a bar over its turns."""
-    columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn())
-    with _Bar(*columns, console=Console(), quiet=quiet) as bar:
-
-        def watch(turn: int, turns: int) -> None:
-            bar.show(turn, turns, "turns")
-
-        return benchmark(sources, runtimes, changes=changes, watch=watch, **options)
 
 
 def landscape_with_progress(start: str, end: str, options: dict[str, Any], quiet: bool) -> Landscape:

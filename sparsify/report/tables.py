@@ -9,9 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from sparsify.bench.benchmark import Report, Row
 from sparsify.bench.comparison import Comparison
-from sparsify.bench.statistics import Interval
 from sparsify.interpolation import Landscape
 from sparsify.report.inspection import Inspection, LayerRow
 from sparsify.report.scores import format_score, plain_name, score_in_words
@@ -47,33 +45,6 @@ def inspection_table(found: Inspection, width: int = WIDE) -> RenderableType:
     for layer in found.layers:
         table.add_row(*list(_layer_cells(layer, found))[: len(table.columns)])
     return Group(table, Text(_totals(found)))
-
-
-def bench_table(report: Report) -> RenderableType:
-    """Rows of a benchmark, the verdicts in words, and what was left out."""
-    table = Table(title=_machine(report), title_justify="left", box=box.SIMPLE_HEAD)
-    table.padding = (0, 1, 0, 0)
-    table.add_column("model", overflow="fold", min_width=12)
-    for name in ("zeros", "runtime", "sparse ms", "dense ms", "speed-up"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in report.rows:
-        ratio = row.speed_up
-        table.add_row(
-            row.source,
-            f"{row.sparsity:.1%}",
-            row.runtime,
-            _spread(row.sparse_ms),
-            _spread(row.dense_ms),
-            f"{ratio.median:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]",
-        )
-    notes = [f"{row.source} in {row.version}: {row.verdict}." for row in report.rows]
-    notes += _against_the_best(report.rows)
-    notes += [f"Left out: {what}, because {why}." for what, why in report.left_out.items()]
-    notes += [
-        f"Medians of {report.protocol['rounds']} rounds, ± the largest deviation of a round; the dense twin is the "
-        f"same network without zeros. Outputs agree to {report.largest_error:.0e} (relative)."
-    ]
-    return Group(table, Text("\n".join(notes + _noise(report.rows))))
 
 
 def comparison_table(found: Comparison) -> RenderableType:
@@ -196,36 +167,5 @@ def _totals(found: Inspection) -> str:
     return "\n".join(lines)
 
 
-def _machine(report: Report) -> str:
-    machine = report.machine
-    isa = next((name for name in ("avx512f", "avx2", "asimd") if name in machine["isa"]), "no vector extension known")
-    return f"{machine['cpu']}, {isa}, {machine['threads']} threads, batch {report.protocol['batch']}"
-
-
 def _list(values: Iterable[object]) -> str:
     return ", ".join(map(str, values))
-
-
-def _spread(value: Interval) -> str:
-    deviation = max(value.high - value.median, value.median - value.low) / value.median
-    return f"{value.median:.3g} ±{deviation:.0%}"
-
-
-def _against_the_best(rows: list[Row]) -> list[str]:
-    """What sparsity buys a user who would otherwise deploy the dense model in whatever runs it fastest."""
-    lines = []
-    for source in dict.fromkeys(row.source for row in rows):
-        mine = [row for row in rows if row.source == source]
-        dense, sparse = min(mine, key=lambda r: r.dense_ms.median), min(mine, key=lambda r: r.sparse_ms.median)
-        ratio = dense.dense_ms.median / sparse.sparse_ms.median
-        lines.append(
-            f"{source}: {sparse.runtime} sparse is {ratio:.2f}x as fast as {dense.runtime} dense, the best of each."
-        )
-    return lines
-
-
-def _noise(rows: list[Row]) -> list[str]:
-    widest = max((row.sparse_ms.high / row.sparse_ms.low for row in rows), default=1.0)
-    if widest < 1.5:
-        return []
-    return [f"This machine is noisy: rounds of the same thing differ by up to {widest:.1f}x. Close other programs."]

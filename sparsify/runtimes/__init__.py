@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import ClassVar
@@ -17,7 +18,19 @@ import numpy as np
 
 from sparsify.registry import load_class
 
+PROFILED_RUNS = 11  # of which `layers` gives medians
+
 Run = Callable[[np.ndarray], np.ndarray]  # [n, ...] float32, or tokens [n, t] int64 -> [n, ..., classes] float32
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """One step of a run, as the runtime itself divides it."""
+
+    name: str  # as the runtime calls it
+    operation: str
+    ms: float  # median over some runs
+    density: float | None = None  # of its weights, where the runtime knows
 
 
 class Runtime(ABC):
@@ -37,6 +50,10 @@ class Runtime(ABC):
 
     def version(self) -> str:
         return f"{self.package} {metadata.version(self.package)}"
+
+    def layers(self, path: Path, threads: int, inputs: np.ndarray) -> list[LayerTime]:
+        """What each step of a run takes, in the order of their running; empty where the runtime does not tell."""
+        return []
 
     @abstractmethod
     def load(self, path: Path, threads: int) -> Run:

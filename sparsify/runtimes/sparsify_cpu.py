@@ -1,12 +1,13 @@
 """Our own sparse engine on the CPU."""
 
+import statistics
 from pathlib import Path
 from typing import final
 
 import numpy as np
 
 from sparsify.engine import InferenceSession
-from sparsify.runtimes import Run, Runtime
+from sparsify.runtimes import PROFILED_RUNS, LayerTime, Run, Runtime
 
 
 @final
@@ -26,3 +27,20 @@ class SparsifyCpu(Runtime):
             return session.run(None, {name: inputs})[0]
 
         return run
+
+    def layers(self, path: Path, threads: int, inputs: np.ndarray) -> list[LayerTime]:
+        session = InferenceSession(path, threads=threads)
+        name = session.get_inputs()[0].name
+        runs = []
+        for _ in range(PROFILED_RUNS):
+            session.run(None, {name: inputs})
+            runs.append(session.explain().rows)
+        return [
+            LayerTime(
+                row.name,
+                f"{row.operation} {row.kernel}" if row.kernel != row.operation else row.kernel,
+                1e3 * statistics.median(run[i].measured for run in runs),
+                row.density if row.gflop else None,
+            )
+            for i, row in enumerate(runs[0])
+        ]

@@ -1,0 +1,78 @@
+"""What is timed: a source as an ONNX file, and its dense twin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from sparsify.errors import BenchError
+from sparsify.formats import SparseModel, densified
+from sparsify.formats import onnx as onnx_format
+from sparsify.formats._onnx_file import OnnxModel, size_on_disk
+from sparsify.sources import open_source
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A source with its two ONNX files."""
+
+    source: str
+    sparsity: float
+    digest: str  # of the masks
+    sparse: Path
+    dense: Path
+    sample: Callable[[int, int], np.ndarray]  # (batch, seed) -> random inputs [batch, ...]
+
+    @property
+    def file_bytes(self) -> int:
+        return size_on_disk(self.sparse)
+
+
+def prepare(source: str, folder: Path, changes: Sequence[str] = (), twin: Path | None = None) -> Subject:
+    """Write the source, unless it is an ONNX file already, and its dense twin into a new folder.
+
+    changes: "section.key=value" each, for recipes. twin: the dense twin where it stands already, as it does when a
+    recipe is swept over sparsities. Raises SparsifyError where the source cannot be timed.
+    """
+    folder.mkdir(parents=True)
+    sparse, dense = folder / "sparse.onnx", folder / "dense.onnx"
+    model = open_source(source, changes)
+    if model.metadata is not None:
+        if Path(source).suffix == onnx_format.SUFFIX:
+            sparse = Path(source)
+        else:
+            onnx_format.write(model, sparse)
+        if twin is None:
+            onnx_format.write(densified(model), dense)
+        dense = twin or dense
+        network = model.metadata.network
+        digest = model.metadata.mask_digest
+
+        def sample(batch: int, seed: int) -> np.ndarray:
+            return network.sample(batch, seed=seed)
+
+        return Subject(source, model.metadata.sparsity, digest, sparse, dense, sample)
+    graph = onnx_format.write_twin(Path(source), model, dense)
+    shape = _foreign_input(graph, source)
+
+    def normal(batch: int, seed: int) -> np.ndarray:
+        return np.random.default_rng(seed).standard_normal((batch, *shape), dtype=np.float32)
+
+    return Subject(source, _sparsity(model), model.digest(), Path(source), dense, normal)
+
+
+def _foreign_input(graph: OnnxModel, source: str) -> tuple[int, ...]:
+    inputs = [value for value in graph.proto.graph.input if value.name not in graph.tensors]
+    shape = [d.dim_value for d in inputs[0].type.tensor_type.shape.dim][1:] if len(inputs) == 1 else [0]
+    if not shape or min(shape) < 1 or inputs[0].type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
+        raise BenchError(f"{source} needs one float32 input whose shape is fixed but for the batch to be timed.")
+    return tuple(shape)
+
+
+def _sparsity(model: SparseModel) -> float:
+    masks = model.masks().values()
+    return 1 - sum(int(mask.sum()) for mask in masks) / max(1, sum(mask.size for mask in masks))

@@ -1,0 +1,173 @@
+"""A benchmark for a terminal of 80 columns, or 100 where batches and threads vary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from sparsify.bench.results import BreakEven, Report, Row
+from sparsify.bench.statistics import Interval, sign
+from sparsify.report.tables import human_count
+
+FEW = 8  # rows of which verdicts are spelled out
+SLOWEST = 10  # layers that are shown of each runtime
+STYLES = {1: "green", -1: "red", 0: "", None: "dim"}
+
+
+def bench_table(report: Report) -> RenderableType:
+    """A table for each model, what follows from it in words, and what was left out."""
+    parts: list[RenderableType] = [Text(_machine(report))]
+    for source, rows in by_source(report.rows).items():
+        parts.append(_times(source, rows))
+        if len({(row.sparsity, row.batch, row.threads) for row in rows}) == 1 and rows[0].sparse is not None:
+            parts.append(_costs(rows))
+        parts += [_layers(row) for row in rows if row.sparse is not None and row.sparse.layers]
+    return Group(*parts, Text("\n".join(notes(report))))
+
+
+def by_source(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows in the order of their sources."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.source, []).append(row)
+    return found
+
+
+def notes(report: Report) -> list[str]:
+    """What was found, in sentences: verdicts where there are few, break-even, noise, and what was left out."""
+    found = []
+    if len(report.rows) <= FEW:
+        found += [f"{row.source} in {row.version}: {row.verdict}." for row in report.rows]
+        found += _against_the_best(report.rows)
+    found += [_break_even(each) for each in report.break_even]
+    found += [f"Left out: {what}, because {why}." for what, why in report.left_out.items()]
+    settled = [row for row in report.rows if not all(m is None or m.stable for m in (row.sparse, row.dense))]
+    found += [f"Times of {row.source} in {row.runtime} never settled while it warmed up." for row in settled]
+    if report.noise is not None and report.noise.complaints():
+        found.append(f"This machine is noisy: {'; '.join(report.noise.complaints())}. Close other programs.")
+    ratio = report.rows[0].speed_up if report.rows else None
+    sure = f" with {ratio.confidence:.1%} confidence" if ratio is not None and ratio.confidence else ""
+    found.append(
+        f"Medians of {report.protocol['rounds']} rounds, ± the wider side of their interval{sure}; ratios are taken "
+        f"round by round. The dense twin is the same network without zeros. Outputs agree to "
+        f"{report.largest_error:.0e} (relative)."
+    )
+    return found
+
+
+def layers_of(report: Report) -> list[Row]:
+    """Rows whose runtime told the times of its layers."""
+    return [row for row in report.rows if row.sparse is not None and row.sparse.layers]
+
+
+def _times(source: str, rows: list[Row]) -> Table:
+    size = f", {human_count(rows[0].file_bytes)}B" if rows[0].file_bytes else ""
+    table = _table(f"{source}{size if len({row.file_bytes for row in rows}) == 1 else ''}")
+    batches, threads = (len({getattr(row, key) for row in rows}) > 1 for key in ("batch", "threads"))
+    heads = ["zeros", *["batch"] * batches, *["threads"] * threads, "runtime", "sparse ms", "dense ms", "speed-up"]
+    for name in [*heads, "over best", "p99 ms"]:
+        table.add_column(name, justify="left" if name == "runtime" else "right", no_wrap=True)
+    before: tuple[float, int, int] | None = None
+    for row in rows:
+        case = (row.sparsity, row.batch, row.threads)
+        if before is not None and case != before:
+            table.add_section()
+        before = case
+        place: list[Any] = [f"{row.sparsity:.1%}", *[str(row.batch)] * batches, *[str(row.threads)] * threads]
+        best = row.against_best
+        table.add_row(
+            *place,
+            row.runtime,
+            f"{row.sparse_ms.median:.3g} {_spread(row.sparse_ms)}",
+            f"{row.dense_ms.median:.3g} {_spread(row.dense_ms)}",
+            _ratio(row.speed_up),
+            "" if best is None else _ratio(best),
+            "" if row.sparse is None else f"{row.sparse.p99_ms:.3g}",
+        )
+    return table
+
+
+def _costs(rows: list[Row]) -> Table:
+    table = _table("")
+    table.add_column("sparse model in", no_wrap=True)
+    for name in ("p50 ms", "p90 ms", "samples/s", "load ms", "first ms", "peak memory"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        m = row.sparse
+        assert m is not None
+        memory = "?" if m.memory_bytes is None else f"{human_count(m.memory_bytes)}B"
+        cells = (m.p50_ms, m.p90_ms, m.throughput, m.load_ms, m.first_ms)
+        table.add_row(row.runtime, *(f"{cell:.3g}" if cell < 1000 else f"{cell:,.0f}" for cell in cells), memory)
+    return table
+
+
+def _layers(row: Row) -> Table:
+    assert row.sparse is not None
+    total = sum(layer.ms for layer in row.sparse.layers)
+    place = f"{row.sparsity:.1%} zeros, batch {row.batch}, threads {row.threads}"
+    count = len(row.sparse.layers)
+    table = _table(f"{row.runtime}, {place}: the slowest of {count} steps, which take {total:.3g} ms")
+    for name in ("layer", "operation", "density", "ms", "share"):
+        table.add_column(name, justify="left" if name in ("layer", "operation") else "right", overflow="fold")
+    for layer in sorted(row.sparse.layers, key=lambda each: -each.ms)[:SLOWEST]:
+        density = "" if layer.density is None else f"{layer.density:.1%}"
+        table.add_row(layer.name, layer.operation, density, f"{layer.ms:.3g}", f"{layer.ms / max(total, 1e-9):.0%}")
+    return table
+
+
+def _table(title: str) -> Table:
+    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD)
+    table.padding = (0, 1, 0, 0)
+    return table
+
+
+def _machine(report: Report) -> str:
+    machine = report.machine
+    isa = next((name for name in ("avx512f", "avx2", "asimd") if name in machine["isa"]), "no vector extension known")
+    batches = report.protocol.get("batches", [report.protocol["batch"]])
+    threads = report.protocol.get("thread_counts", [machine["threads"]])
+    return f"{machine['cpu']}, {isa}, threads {_list(threads)}, batch {_list(batches)}"
+
+
+def _list(values: Sequence[int]) -> str:
+    return ", ".join(map(str, values))
+
+
+def _ratio(value: Interval) -> Text:
+    return Text(f"{value.median:.2f}x {_spread(value)}", style=STYLES[sign(value)])
+
+
+def _spread(value: Interval) -> str:
+    deviation = max(value.high - value.median, value.median - value.low) / value.median
+    return f"±{deviation:.0%}"
+
+
+def _against_the_best(rows: list[Row]) -> list[str]:
+    """What sparsity buys a user who would otherwise deploy the dense model in whatever runs it fastest."""
+    cases: dict[tuple[str, float, int, int], list[Row]] = {}
+    for row in rows:
+        cases.setdefault((row.source, row.sparsity, row.batch, row.threads), []).append(row)
+    lines = []
+    for (source, *_), mine in cases.items():
+        dense, sparse = min(mine, key=lambda r: r.dense_ms.median), min(mine, key=lambda r: r.sparse_ms.median)
+        paired = sparse.against_best
+        ratio = paired.median if paired is not None else dense.dense_ms.median / sparse.sparse_ms.median
+        lines.append(
+            f"{source}: {sparse.runtime} sparse is {ratio:.2f}x as fast as {dense.runtime} dense, the best of each."
+        )
+    return lines
+
+
+def _break_even(found: BreakEven) -> str:
+    place = f"{found.source} in {found.runtime} (batch {found.batch}, threads {found.threads})"
+    if found.over_own is None and found.over_best is None:
+        return f"{place}: zeros pay at none of these sparsities."
+    own, best = (
+        f"from {s:.0%} zeros on" if s is not None else "at none of these" for s in (found.over_own, found.over_best)
+    )
+    return f"{place}: faster than its own dense twin {own}, than the best dense runtime {best}."

@@ -1,0 +1,60 @@
+"""The benchmark in a terminal: what was found, in columns that fit."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from rich.console import Console
+
+from sparsify.bench.benchmark import benchmark
+from sparsify.bench.noise import Noise
+from sparsify.report.bench_tables import bench_table
+from sparsify.sources import export
+
+QUICK = {"rounds": 2, "seconds": 0.001, "threads": 1}
+
+
+def shown(table: object, width: int = 80) -> str:
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
+    console.print(table)
+    console.file.close()
+    return console.export_text()
+
+
+@pytest.fixture(scope="module")
+def report(finished_run, tmp_path_factory):
+    path = tmp_path_factory.mktemp("tables") / "m.onnx"
+    export(finished_run, out=path)
+    return benchmark([path], ["onnxruntime"], layers=True, **QUICK)
+
+
+def test_the_table_says_what_was_found(report):
+    text = shown(bench_table(report))
+    row = report.rows[0]
+    said = " ".join(text.split())
+    assert row.verdict.split(" (")[0] in said
+    assert f"onnxruntime sparse is {row.against_best.median:.2f}x as fast as onnxruntime dense" in said
+    assert "peak memory" in text and "the slowest of" in said and "FusedGemm" in text
+    assert "onnxruntime" in text and "dense twin" in text and "…" not in text
+
+
+def test_a_grid_fits_a_hundred_columns_and_breaks_even_in_words(report):
+    row = report.rows[0]
+    rows = [
+        dataclasses.replace(row, sparsity=s, batch=b, threads=t, runtime="torch_eager_long")
+        for s in (0.5, 0.9, 0.99)
+        for b in (1, 16)
+        for t in (1, 2)
+    ]
+    text = shown(bench_table(dataclasses.replace(report, rows=rows)), 100)
+    assert max(map(len, text.splitlines())) <= 100 and "…" not in text
+    assert text.count("torch_eager_long") >= len(rows) and "too few rounds" not in text
+
+
+def test_a_noisy_machine_is_called_so(report):
+    quiet = dataclasses.replace(report, noise=Noise([1.0, 1.05], others=0.05, stolen=0.0))
+    assert "noisy" not in shown(bench_table(quiet))
+    noisy = dataclasses.replace(report, noise=Noise([1.0, 1.5], others=0.4, stolen=0.1))
+    said = " ".join(shown(bench_table(noisy)).split())
+    assert "between 1x and 1.50x of its time; other programs took 40% of the CPU time; the hypervisor gave 10%" in said
