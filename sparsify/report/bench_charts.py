@@ -79,22 +79,20 @@ def layers_chart(row: Row, title: str, colour: str) -> str:
     steps, rest = _large(row.sparse.layers)
     twin = {layer.name: layer.ms for layer in (row.dense.layers if row.dense is not None else [])}
     longest = max(max(step.ms, twin.get(step.name, 0.0)) for step in steps)
+    words = [f"{s.ms:.3g} ms" + ("" if s.density is None else f", {s.density:.0%} dense") for s in steps]
     left = 16 + LETTER * max(len(_short(step.name)) for step in steps)
-    room = WIDTH - left - 100
+    room = WIDTH - left - 12 - LETTER * max(map(len, words))
     parts = []
     for i, step in enumerate(steps):
-        y = 4.0 + 16 * i
-        said = f"{step.name}: {step.operation}, {step.ms:.4g} ms"
-        density = "" if step.density is None else f" {step.density:.0%} dense"
-        dense = twin.get(step.name)
+        y, dense = 4.0 + 16 * i, twin.get(step.name)
+        said = f"{step.name}: {step.operation}, {words[i]}"
         bars = text(_short(step.name), left - 8, y + 11, class_="axis", text_anchor="end")
         if dense is not None:
             bars += element("rect", x=left, y=y, width=room * dense / longest, height=12, class_=f"{colour} twin")
-            said += f", dense twin {dense:.4g} ms"
+            said += f"; dense twin {dense:.3g} ms"
         bars += element("rect", x=left, y=y + 2, width=room * step.ms / longest, height=8, class_=colour)
-        words = f"{step.ms:.3g} ms{density}"
-        bars += text(words, left + room * max(step.ms, dense or 0.0) / longest + 6, y + 11, class_="axis")
-        parts.append(element("g", tooltip(said + density) + bars))
+        bars += text(words[i], left + room * max(step.ms, dense or 0.0) / longest + 6, y + 11, class_="axis")
+        parts.append(element("g", tooltip(said) + bars))
     height = 8.0 + 16 * len(steps)
     if rest:
         total = sum(step.ms for step in rest)

@@ -1,0 +1,71 @@
+"""Runtimes planted in a copy of the package: a slow one is told apart, and wrong ones get no time."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sparsify
+from sparsify.sources import export
+
+SLOW = """
+import time
+from typing import final
+from sparsify.runtimes.onnxruntime import OnnxRuntime as Base
+from sparsify.runtimes import Runtime
+
+@final
+class Planted(Runtime):
+    package = "onnxruntime"
+    def load(self, path, threads):
+        run = Base().load(path, threads)
+        slow = path.name != "dense.onnx"  # zeros cost it time
+        def delayed(inputs):
+            if slow:
+                time.sleep(0.002)
+            return run(inputs)
+        return delayed
+"""
+WRONG = SLOW.replace("return run(inputs)", "return run(inputs) * 1.01").replace("time.sleep(0.002)", "pass")
+REMEMBERS = WRONG.replace(
+    "return run(inputs) * 1.01",
+    "kept.append(run(inputs)) if not kept else None\n            return kept[0]",
+).replace("        def delayed", "        kept = []\n        def delayed")
+
+
+@pytest.fixture
+def planted(finished_run, tmp_path):
+    """Bench a model in a planted runtime: planted(source code) -> finished process."""
+    export(finished_run, out=tmp_path / "m.onnx")
+    package = tmp_path / "site" / "sparsify"
+    shutil.copytree(Path(sparsify.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+
+    def bench(code: str) -> subprocess.CompletedProcess[str]:
+        (package / "runtimes/planted.py").write_text(code)
+        timing = ("--rounds", "6", "--seconds", "0.005", "--threads", "1", "--runtime", "planted", "--json")
+        command = [sys.executable, "-m", "sparsify", "bench", "m.onnx", *timing]
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    return bench
+
+
+def test_a_slow_runtime_is_told_apart(planted):
+    done = planted(SLOW)
+    assert done.returncode == 0, done.stderr
+    row = next(row for row in json.loads(done.stdout)["rows"] if row["runtime"] == "planted")
+    assert row["verdict"].startswith("sparsity makes it slower") and row["speed_up"]["high"] < 0.5
+    assert row["against_best"]["high"] < 0.5 and row["sparse"]["p50_ms"] > 2
+
+
+@pytest.mark.parametrize("code", [WRONG, REMEMBERS], ids=["one-percent-off", "answers-from-memory"])
+def test_a_wrong_runtime_gets_no_time(planted, code):
+    done = planted(code)
+    assert done.returncode == 2 and done.stdout == "" and "Traceback" not in done.stderr
+    assert "planted computes something else from m.onnx than onnxruntime: relative error" in done.stderr
