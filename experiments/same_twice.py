@@ -1,4 +1,4 @@
-"""Does the benchmark find a difference where there is none? A model without zeros beside its dense twin: the same twice.
+"""Does the benchmark find differences where there are none? A model without zeros and its dense twin: the same twice.
 
 Each time all processes are started anew. Prints, for each runtime, how often no difference was found within a report,
 and how often none was found between one report and the next.

@@ -39,9 +39,10 @@ REMEMBERS = WRONG.replace(
 ).replace("        def delayed", "        kept = []\n        def delayed")
 
 
-@pytest.fixture
-def planted(finished_run, tmp_path):
+@pytest.fixture(scope="module")
+def planted(finished_run, tmp_path_factory):
     """Bench a model in a planted runtime: planted(source code) -> finished process."""
+    tmp_path = tmp_path_factory.mktemp("planted")
     export(finished_run, out=tmp_path / "m.onnx")
     package = tmp_path / "site" / "sparsify"
     shutil.copytree(Path(sparsify.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
