@@ -1,7 +1,8 @@
 """Large batches in parts: what lies between two operations should fit in a cache.
 
 A batch of 64 images through a whole layer at a time goes out to memory and back for each layer. The same
-batch in parts of 16 stays in the cache, for the price of reading the weights four times.
+batch in parts of 16 stays in the cache, for the price of reading the weights four times. Networks of dense
+convolutions gain nothing from images side by side, so they run in smaller parts yet.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from sparsify.engine.program import (
 )
 
 _BYTES = 12  # of code and weights for each non-zero
+_DENSE = 0.5  # density from which a layer is dense
+_USES = 16  # of each weight in an image, so that reading it again is cheap
 
 
 class Batches:
@@ -76,18 +79,34 @@ def part_size(program: Program, lanes: int, most: int) -> int:
     """Images to run at a time so that no operation's values take more than `most` bytes: a divisor of the
     batch, and of whole vectors of `lanes` images where that is possible. The whole batch if the program does
     anything but map each image to its own result, or if its weights, to be read again for each part, take
-    more than `most` bytes themselves."""
+    more than `most` bytes themselves - unless it is dense, and computes far longer than it reads."""
     images = _images(program)
     weights = sum(int(np.count_nonzero(getattr(op, "weight", 0))) for op in program.operations)
-    if images is None or weights * _BYTES > most:
+    is_dense = images is not None and _is_dense(program, weights)
+    if images is None or (weights * _BYTES > most and not is_dense):
         return program.inputs[0].shape[0] if program.inputs and program.inputs[0].shape else 1
     largest = max(
         sum(int(np.prod(program.values[name].shape)) * 4 for name in (*reads(op), *writes(op)))
         for op in program.operations
     )
     fitting = [m for m in range(1, images + 1) if images % m == 0 and m * largest <= most * images] or [1]
+    if is_dense:  # one image after another, the layout for dense layers
+        return max([m for m in fitting if m < lanes // 2] or fitting[:1])
     whole = [m for m in fitting if m % lanes == 0]
     return max(whole or fitting)
+
+
+def _is_dense(program: Program, weights: int) -> bool:
+    """Whether most of the work is in dense convolutions, depthwise ones aside, and weights are used often."""
+    work = dense = 0
+    for op in program.operations:
+        if isinstance(op, Convolution | Linear):
+            nonzeros = int(np.count_nonzero(op.weight))
+            positions = int(np.prod(program.values[op.output].shape[2:])) if isinstance(op, Convolution) else 1
+            work += nonzeros * positions
+            if isinstance(op, Convolution) and op.weight.shape[1] > 1 and nonzeros >= _DENSE * op.weight.size:
+                dense += nonzeros * positions
+    return 2 * dense > work >= _USES * weights
 
 
 def _images(program: Program) -> int | None:

@@ -43,7 +43,6 @@ class Avx512:
     inputs: tuple[int, ...] = (27, 28, 29, 30, 31)
     stream_step: int = 256  # floats of the stream that an 8-bit scaled displacement spans
     width: int = 16
-    reach: int = -512  # displacement from rdx to the start of the window that indices count from
 
     def _evex(
         self, space: int, prefix: int, opcode: int, register: Numbers, second: Numbers = 0,
@@ -114,7 +113,6 @@ class Avx2:
     inputs: tuple[int, ...] = (12, 13)
     stream_step: int = 1 << 28  # displacements of 32 bits reach the whole stream
     width: int = 8
-    reach: int = 0
     weight: int = 14
     mask: int = 15
 

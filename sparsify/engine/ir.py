@@ -180,6 +180,12 @@ class Body:
         function = self.declared(f"llvm.vector.reduce.fadd.v{vector.type.count}f32", F32, [F32, vector.type])
         return self.builder.call(function, [ir.Constant(F32, 0.0), vector], fastmath=("fast",))
 
+    def prefetch(self, place: ir.Value, level: int, write: bool = False) -> None:
+        """Bring a cache line near, before it is read or written, into the cache of this level."""
+        function = self.declared("llvm.prefetch.p0", ir.VoidType(), [POINTER, I32, I32, I32])
+        hints = [ir.Constant(I32, hint) for hint in (int(write), 4 - level, 1)]
+        self.builder.call(function, [place, *hints])
+
     @contextmanager
     def loop(
         self, start: ir.Value | int, stop: ir.Value | int, step: ir.Value | int = 1, carried: Sequence[ir.Value] = ()

@@ -7,7 +7,7 @@ from sparsify.engine.batches import Batches, part_size
 from sparsify.engine.compile import compile_program
 from sparsify.engine.program import Elementwise, Linear, Rearrange, Reduce, Softmax
 from sparsify.engine.tuning import Tuning
-from tests.engine.cases import check, linear, program
+from tests.engine.cases import check, convolution, linear, program
 from tests.engine.test_runtime import network
 
 RNG = np.random.default_rng(0)
@@ -53,3 +53,9 @@ def test_programs_that_mix_images_stay_whole(operation, shapes):
 
 def test_one_linear_is_cut():
     assert part_size(linear(RNG, leading=(3200,)), 16, 16 * 40 * 4) == 16
+
+
+@pytest.mark.parametrize(("density", "parts"), [(1.0, 4), (0.2, 16)])
+def test_dense_convolutions_get_one_image_after_another(density, parts):
+    given = convolution(RNG, n=16, density=density)
+    assert part_size(given, 16, 4 << 20) == parts

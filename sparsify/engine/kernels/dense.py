@@ -1,57 +1,161 @@
-"""A loop over columns for layers where hardly any weight is zero: one piece of code for all row blocks."""
+"""Dense layers with positions in the lanes: some output channels by some vectors of positions at a time.
+
+Where images lie side by side every load is a whole aligned vector and no lane is idle, so the tile of sums stays
+in registers as it will be stored. Zeros are multiplied like any number. Other layouts work too: this is the
+kernel for dense layers that `channels` cannot take.
+"""
 
 from __future__ import annotations
 
+from operator import itemgetter
+
 import numpy as np
 
-from sparsify.engine import blocks
-from sparsify.engine.encode import Encoder, encoder
+from sparsify.engine.ir import F32, I32, I64, Body, Module
+from sparsify.engine.layout import Planes, up
+from sparsify.engine.memory import LINE, copied
 from sparsify.engine.program import Convolution, Linear, Operation
-from sparsify.engine.sliding import entries
+from sparsify.engine.sliding import taps
 from sparsify.engine.stage import Context, Proposal, Stage
-from sparsify.engine.tiles import Blocked, Layer, blocked_stage, cut_rows, prepare
+from sparsify.engine.target import Level
+from sparsify.engine.tiles import Layer, panel_length, prepare
 
-_RATE = 6e9  # vector multiplications a second and thread, zeros included
+_SHAPES: dict[Level, tuple[tuple[int, int], ...]] = {
+    "avx512": ((8, 3), (12, 2), (28, 1)),
+    "avx2": ((4, 3), (6, 2), (12, 1)),
+    "generic": ((4, 3), (6, 2), (12, 1)),
+}  # channels and vectors of positions in a tile: as many as leave registers for the operands
+_AHEAD = 2 << 10
+_RATE, _LOADS = 7e9, 8e9  # vector multiplications, and loads, a second and thread
+_LINE = {True: 0.4e-9, False: 2.4e-9}  # seconds to bring a vector near, by whether the second-level cache has it
 
 
 def propose(operation: Operation, context: Context) -> Proposal | None:
-    """Any Convolution or Linear on planes, where the target has an encoder."""
-    encode = encoder(context.target.level)
-    if encode is None or not isinstance(operation, Convolution | Linear):
+    """Any Convolution or Linear on planes."""
+    if not isinstance(operation, Convolution | Linear):
         return None
     layer = prepare(operation, context)
-    if layer is None or layer.density < context.tuning.dense_above:
+    if layer is None:
         return None
-    rows, per_group = operation.weight.shape[0], operation.weight[0].size
+    shapes = _SHAPES[context.target.level]
+    shape, seconds = min(((shape, _seconds(operation, layer, shape, context)) for shape in shapes), key=itemgetter(1))
+    return Proposal(seconds, lambda: _stage(operation, context, layer, shape, seconds))
+
+
+def _seconds(operation: Convolution | Linear, layer: Layer, shape: tuple[int, int], context: Context) -> float:
+    """A column of a tile takes what its multiplications, its loads or, from beyond the second-level cache, its
+    input takes, whichever is longest."""
+    together, across = shape
     groups = operation.groups if isinstance(operation, Convolution) else 1
-    met = min(groups, -(-encode.rows * groups // rows))  # groups whose columns one row block reads
-    seconds = rows * per_group * met * len(layer.where.table) / _RATE / context.threads
-
-    def build() -> Stage:
-        blocked = _compile(operation, layer, encode, context.threads)
-        return blocked_stage("dense", operation, context, layer, blocked, seconds)
-
-    return Proposal(seconds, build)
+    blocks = groups * -(-len(operation.weight) // groups // together)
+    columns, vectors = operation.weight[0].size, len(layer.where.table)
+    panel = panel_length(layer, context, blocks) * layer.input.channels
+    line = _LINE[panel * context.target.width * 4 <= context.tuning.panel_bytes]
+    column = max(together * across / _RATE, (together + across) / _LOADS, across * line)
+    return blocks * columns * -(-vectors // across) * column / context.threads
 
 
-def _compile(operation: Convolution | Linear, layer: Layer, encode: Encoder, threads: int) -> Blocked:
-    found = entries(operation, layer.input)
-    bounds = cut_rows(found.rows, encode.rows, threads, len(layer.where.table))
-    edges = np.searchsorted(found.row, bounds)
-    codes: dict[tuple[int, int], int] = {}
-    pieces, streams, records, length, floats = [], [], [], 0, 0
-    for start, stop, a, b in zip(bounds[:-1], bounds[1:], edges[:-1], edges[1:], strict=True):
-        shifts, column = np.unique(found.shift[a:b], return_inverse=True)
-        weights = np.zeros((len(shifts), stop - start), np.float32)
-        weights[column, found.row[a:b] - start] = found.value[a:b]
-        kind = (int(stop - start), len(shifts))
-        if kind not in codes:
-            codes[kind] = length
-            text = blocks.looped(*kind, encode, layer.output.channel, operation.epilogue)
-            pieces.append(text + b"\xcc" * (-len(text) % 64))
-            length += len(pieces[-1])
-        part = blocks.column_stream(shifts, weights, operation.bias[start:stop], operation.epilogue)
-        records.append((codes[kind], floats * 4, start * layer.output.channel * 4, 0, part.nbytes))
-        streams.append(part)
-        floats += len(part)
-    return Blocked(b"".join(pieces), np.concatenate(streams), np.array(records, np.int64))
+def _stage(
+    operation: Convolution | Linear, context: Context, layer: Layer, shape: tuple[int, int], seconds: float
+) -> Stage:
+    together, across = shape
+    shifts, records, packed = _packed(operation, layer.input, together)
+    vectors = up(len(layer.where.table), across)
+    length = up(panel_length(layer, context, len(records)), across)
+    table = np.repeat(layer.where.table[-1:], vectors, axis=0)  # filled up with idle vectors
+    table[:, 2] = 0
+    table[: len(layer.where.table)] = layer.where.table
+    epilogue = operation.epilogue
+    residual = () if epilogue.residual is None else (epilogue.residual,)
+    has = len(residual)
+    parameters = [len(records), length, vectors, len(shifts), layer.output.channel, 1 + has, has or 1, has]
+    limits = np.array([epilogue.low, epilogue.high], np.float32)
+    constants = (np.array(parameters, np.int64), records, table, shifts, packed, limits)
+    return Stage(
+        kernel="dense",
+        function=_name(shape),
+        reads=(operation.input, *residual),
+        writes=(operation.output,),
+        tiles=len(records) * -(-vectors // length),
+        constants=tuple(copied(np.ascontiguousarray(array)) for array in constants),
+        layouts={operation.input: layer.input, **dict.fromkeys((operation.output, *residual), layer.output)},
+        flops=2.0 * layer.nonzeros * layer.where.useful,
+        density=layer.density,
+        seconds=seconds,
+        why=f"density {layer.density:.0%}, tiles of {together} channels x {across} vectors",
+    )
+
+
+def _packed(operation: Convolution | Linear, input: Planes, together: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Shift of each column in bytes, records of row blocks, and the blocks' numbers.
+
+    A block is its biases, then the weights of each column, filled up to `together` rows.
+    records: int64 [blocks, 4] of where its numbers begin and its input begins (bytes), first row, rows.
+    """
+    weight, groups = operation.weight, operation.groups if isinstance(operation, Convolution) else 1
+    rows, inner = weight.shape[0] // groups, weight.shape[1]
+    offsets = taps(operation, weight.shape[2:], input).ravel() if isinstance(operation, Convolution) else np.zeros(1)
+    shifts = (np.arange(inner)[:, None] * input.channel + offsets[None, :]).ravel() * 4
+    flat = weight.reshape(len(weight), -1)
+    records, blocks, length = [], [], 0
+    for group in range(groups):
+        for start in range(0, rows, together):
+            first, count = group * rows + start, min(rows - start, together)
+            block = np.zeros((1 + flat.shape[1], together), np.float32)
+            block[0, :count] = operation.bias[first : first + count]
+            block[1:, :count] = flat[first : first + count].T
+            records.append((length * 4, group * inner * input.channel * 4, first, count))
+            blocks.append(block.ravel())
+            length += block.size
+    return shifts.astype(np.int32), np.array(records, np.int64), np.concatenate(blocks)
+
+
+def _name(shape: tuple[int, int]) -> str:
+    return f"sparsify_dense_{shape[0]}x{shape[1]}"
+
+
+def emit(module: Module) -> None:
+    """void sparsify_dense_<channels>x<vectors>(buffers, constants, tile): a row block over a panel of positions."""
+    for shape in _SHAPES[module.target.level]:
+        _emit(module, shape)
+
+
+def _emit(module: Module, shape: tuple[int, int]) -> None:
+    together, across = shape
+    body = Body(module, _name(shape))
+    b = body.builder
+    buffers, constants, tile = body.arguments
+    parameters, records, table, shifts, weights, limits = (body.pointer(constants, i) for i in range(6))
+    blocks, length, count, depth, channel, output, added, has = body.numbers(parameters, 8)
+    record = body.at(records, b.mul(b.urem(tile, blocks), body.const(4)), I64)
+    weights_at, input_at, first_row, rows = body.numbers(record, 4)
+    block = body.bytes(weights, weights_at)
+    input = body.bytes(body.pointer(buffers, 0), input_at)
+    bounds = [body.splat(body.load(limits, i, F32)) for i in (0, 1)]
+    first = b.mul(b.udiv(tile, blocks), length)
+    with body.loop(first, body.smaller(b.add(first, length), count), across) as turn:
+        entry = body.at(table, b.mul(turn.index, body.const(4)), I32)
+        places = [[b.zext(body.load(entry, 4 * i + j, I32), I64) for j in range(3)] for i in range(across)]
+        inputs = [body.bytes(input, place[0]) for place in places]
+        bias = [body.splat(body.load(block, i, F32)) for i in range(together)]
+        with body.loop(0, depth, 1, [total for total in bias for _ in range(across)]) as column:
+            shift = b.sext(body.load(shifts, column.index, I32), I64)
+            vectors = [b.load(body.bytes(p, shift), typ=module.vector, align=4) for p in inputs]
+            line = body.at(block, b.mul(b.add(column.index, body.const(1)), body.const(together)), F32)
+            body.prefetch(body.bytes(line, body.const(_AHEAD)), 1)
+            column.following = []
+            for i in range(together):
+                weight = body.splat(body.load(line, i, F32))
+                for j, vector in enumerate(vectors):
+                    column.following.append(body.fma(weight, vector, column.state[i * across + j]))
+        for i in range(together):
+            with b.if_then(b.icmp_signed("<", body.const(i), rows)):
+                plane = b.mul(b.add(first_row, body.const(i)), channel)
+                result = body.at(body.pointer(buffers, output), plane, F32)
+                residual = body.at(body.pointer(buffers, added), plane, F32)
+                for j, (_, offset, mask) in enumerate(places):
+                    further = b.add(offset, body.const(2 * across * LINE))  # of a tile soon to come
+                    body.prefetch(body.bytes(result, further), 1, write=True)
+                    body.prefetch(body.bytes(residual, further), 1)
+                    body.finish_vector(column.state[i * across + j], offset, mask, result, residual, has, bounds)
+    body.done()

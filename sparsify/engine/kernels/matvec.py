@@ -16,7 +16,7 @@ from sparsify.engine.program import Convolution, Epilogue, Linear, Operation
 from sparsify.engine.sell import COLUMNS, Slices, in_slices
 from sparsify.engine.stage import Context, Stage
 
-_SPARSE_RATE, _DENSE_RATE = 9e9, 14e9  # bytes of weights a second and thread
+_SPARSE_RATE, _DENSE_RATE = 9e9, 36e9  # bytes of weights a second and thread
 _DENSE_ROWS = 4  # rows of the dense form in work at a time
 
 
