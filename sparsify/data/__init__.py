@@ -52,10 +52,15 @@ class DataInfo:
         return torch.zeros(count, *self.input_shape, dtype=torch.int64 if self.vocabulary else torch.float32)
 
 
+Share = tuple[int, int]  # a part of a batch, counted from 0, and how many equal parts there are: a rank and all ranks
+WHOLE: Share = (0, 1)
+
+
 class Data(Protocol):
     """What training needs of a data set, wherever its samples are.
 
     A batch is inputs [n, ...] and labels: a class for each sample [n], or one for each position of a sequence [n, t].
+    Each rank asks for its share of a training batch and is spared the rest.
     """
 
     @property
@@ -65,7 +70,7 @@ class Data(Protocol):
     @property
     def test(self) -> Sized: ...
     def to(self, device: torch.device) -> Data: ...
-    def train_batch(self, step: int, size: int, seed: int) -> tuple[Tensor, Tensor]: ...
+    def train_batch(self, step: int, size: int, seed: int, share: Share = WHOLE) -> tuple[Tensor, Tensor]: ...
     def test_batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]: ...
 
 
@@ -82,15 +87,15 @@ class Dataset:
     def to(self, device: torch.device) -> Dataset:
         return replace(self, train=self.train.to(device), test=self.test.to(device))
 
-    def train_batch(self, step: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Inputs [size, c, h, w] and labels [size] of a training step, counted from 1; augmented.
+    def train_batch(self, step: int, size: int, seed: int, share: Share = WHOLE) -> tuple[Tensor, Tensor]:
+        """Inputs [n, c, h, w] and labels [n] of a share of a training step's `size`, counted from 1; augmented.
 
         Depends on nothing but its arguments: the stream is one permutation of the training set after
         another, so every epoch shows each image once, and a resumed run continues where it was.
         """
-        rows = stream_rows(step, size, seed, len(self.train)).to(self.train.labels.device)
+        rows = part(stream_rows(step, size, seed, len(self.train)), share).to(self.train.labels.device)
         inputs = normalise(self.train.pixels[rows], self.info)
-        return self._augment(inputs, seed, step), self.train.labels[rows]
+        return self._augment(inputs, generator(seed, "augmentation", step), size, share), self.train.labels[rows]
 
     def test_batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The whole test set in order; the last batch may be smaller."""
@@ -98,14 +103,12 @@ class Dataset:
             part = slice(start, start + size)
             yield normalise(self.test.pixels[part], self.info), self.test.labels[part]
 
-    def _augment(self, inputs: Tensor, seed: int, step: int) -> Tensor:
-        if not self.crop_padding and not self.flip:
-            return inputs
-        random = generator(seed, "augmentation", step)
+    def _augment(self, inputs: Tensor, random: torch.Generator, size: int, share: Share) -> Tensor:
         if self.crop_padding:
-            inputs = _shift(inputs, self.crop_padding, random)
+            offsets = torch.randint(0, 2 * self.crop_padding + 1, (2, size, 1), generator=random)
+            inputs = _shift(inputs, self.crop_padding, part(offsets, share, 1).to(inputs.device))
         if self.flip:
-            mirror = torch.rand(len(inputs), generator=random).to(inputs.device) < 0.5
+            mirror = part(torch.rand(size, generator=random), share).to(inputs.device) < 0.5
             inputs = torch.where(mirror.view(-1, 1, 1, 1), inputs.flip(3), inputs)
         return inputs
 
@@ -131,10 +134,14 @@ def _order(count: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(count, generator=generator(seed, "order", epoch))
 
 
-def _shift(inputs: Tensor, padding: int, random: torch.Generator) -> Tensor:
-    """Crop each image at a random place after padding with its mean, without a loop over images."""
+def part(whole: Tensor, share: Share, dim: int = 0) -> Tensor:
+    """A rank's share of what is known of a whole batch."""
+    return whole.chunk(share[1], dim)[share[0]]
+
+
+def _shift(inputs: Tensor, padding: int, offsets: Tensor) -> Tensor:
+    """Crop each image at offsets [2, n, 1] after padding with its mean, without a loop over images."""
     count, _, height, width = inputs.shape
-    offsets = torch.randint(0, 2 * padding + 1, (2, count, 1), generator=random).to(inputs.device)
     rows = offsets[0] + torch.arange(height, device=inputs.device)  # [n, h]
     columns = offsets[1] + torch.arange(width, device=inputs.device)  # [n, w]
     padded = torch.nn.functional.pad(inputs, [padding] * 4)

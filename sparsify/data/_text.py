@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsify.data import DataInfo, stream_rows
+from sparsify.data import WHOLE, DataInfo, Share, part, stream_rows
 from sparsify.errors import DataError
 
 VOCABULARY = 256
@@ -47,9 +47,12 @@ class TextData:
         train, test = (replace(part, text=part.text.to(device)) for part in (self.train, self.test))
         return replace(self, train=train, test=test)
 
-    def train_batch(self, step: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Bytes [size, length] of a training step, and the bytes that follow; an epoch shows each stretch once."""
-        return self.train.batch(stream_rows(step, size, seed, len(self.train)))
+    def train_batch(self, step: int, size: int, seed: int, share: Share = WHOLE) -> tuple[Tensor, Tensor]:
+        """Bytes [n, length] of a share of a training step's `size`, and the bytes that follow.
+
+        An epoch shows each stretch once.
+        """
+        return self.train.batch(part(stream_rows(step, size, seed, len(self.train)), share))
 
     def test_batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The test text from start to end, but for bytes that fill no stretch; the last batch may be smaller."""

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsify.data import DataInfo, normalise, stream_rows
+from sparsify.data import WHOLE, DataInfo, Share, normalise, part, stream_rows
 from sparsify.errors import DataError
 from sparsify.randomness import generator
 
@@ -36,6 +36,7 @@ class Files:
     """Names of images and their classes; the classes are the folders' names in alphabetical order."""
 
     folder: Path
+    classes: list[str]
     names: np.ndarray  # [n] bytes, relative to the folder
     labels: Tensor  # [n] int64
     damaged: set[int] = field(default_factory=set)  # rows that could not be read
@@ -53,20 +54,20 @@ class ImageTree:
     test: Files
     pool: ThreadPoolExecutor
     device: torch.device
-    ahead: dict[tuple[int, int, int], Decoding] = field(default_factory=dict)  # by step, size and seed
+    ahead: dict[tuple[int, int, int, Share], Decoding] = field(default_factory=dict)  # by step, size, seed and share
 
     def to(self, device: torch.device) -> ImageTree:
         return replace(self, device=device)
 
-    def train_batch(self, step: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Inputs [size, c, h, w] and labels [size] of a training step: random crops, half of them mirrored."""
+    def train_batch(self, step: int, size: int, seed: int, share: Share = WHOLE) -> tuple[Tensor, Tensor]:
+        """Inputs [n, c, h, w] and labels [n] of a share of a training step's `size`: random crops, half mirrored."""
         for later in range(step, step + AHEAD):
-            if (later, size, seed) not in self.ahead:
-                self.ahead[later, size, seed] = self._start(later, size, seed)
+            if (later, size, seed, share) not in self.ahead:
+                self.ahead[later, size, seed, share] = self._start(later, size, seed, share)
         for key in [key for key in self.ahead if key[0] < step]:
             del self.ahead[key]
-        pixels = torch.stack([image.result() for image in self.ahead.pop((step, size, seed))])
-        labels = self.train.labels[stream_rows(step, size, seed, len(self.train))]
+        pixels = torch.stack([image.result() for image in self.ahead.pop((step, size, seed, share))])
+        labels = self.train.labels[part(stream_rows(step, size, seed, len(self.train)), share)]
         return normalise(pixels.to(self.device), self.info), labels.to(self.device)
 
     def test_batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -77,9 +78,9 @@ class ImageTree:
             pixels = torch.stack([image.result() for image in images]).to(self.device)
             yield normalise(pixels, self.info), self.test.labels[start : start + size].to(self.device)
 
-    def _start(self, step: int, size: int, seed: int) -> Decoding:
-        rows = stream_rows(step, size, seed, len(self.train)).tolist()
-        draws = torch.rand(size, 5, generator=generator(seed, "augmentation", step)).tolist()
+    def _start(self, step: int, size: int, seed: int, share: Share) -> Decoding:
+        rows = part(stream_rows(step, size, seed, len(self.train)), share).tolist()
+        draws = part(torch.rand(size, 5, generator=generator(seed, "augmentation", step)), share).tolist()
         shape = self.info.input_shape
         return [self.pool.submit(decode, self.train, r, shape, d) for r, d in zip(rows, draws, strict=True)]
 
@@ -96,7 +97,15 @@ def open_tree(folder: Path, info: DataInfo, train: str, test: str, contents: str
     if importlib.util.find_spec("PIL") is None:
         raise DataError("Images are decoded by Pillow, which is not installed: pip install 'sparsify-rigl[images]'.")
     pool = ThreadPoolExecutor(min(32, os.cpu_count() or 1), "decode")
-    training, testing = (list_files(folder / split, info.classes, contents) for split in (train, test))
+    training = list_files(folder / train, info.classes, contents)
+    testing = list_files(folder / test, info.classes, contents)
+    if unknown := set(testing.classes) - set(training.classes):
+        raise DataError(
+            f"{folder / test} holds classes that {folder / train} does not: {', '.join(sorted(unknown))}. A class is "
+            f"known by its folder's name: give both the same folders."
+        )
+    places = torch.tensor([training.classes.index(name) for name in testing.classes])
+    testing = replace(testing, classes=training.classes, labels=places[testing.labels])
     return ImageTree(info, training, testing, pool, torch.device("cpu"))
 
 
@@ -115,7 +124,7 @@ def list_files(folder: Path, classes: int, contents: str) -> Files:
             f"It should hold {contents}. Put them there, or choose another folder with --data or $SPARSIFY_DATA."
         )
     names, labels = zip(*images, strict=True)
-    return Files(folder, np.array([name.encode() for name in names]), torch.tensor(labels))
+    return Files(folder, found, np.array([name.encode() for name in names]), torch.tensor(labels))
 
 
 def decode(files: Files, row: int, shape: tuple[int, ...], draw: list[float] | None) -> Tensor:
@@ -141,7 +150,9 @@ def decode(files: Files, row: int, shape: tuple[int, ...], draw: list[float] | N
         except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
             if place not in files.damaged:
                 files.damaged.add(place)
-                logger.warning("%s cannot be read (%s); another image takes its place", path, error)
+                logger.warning(
+                    "%s cannot be read (%s); another image takes its place (%d so far)", path, error, len(files.damaged)
+                )
     raise DataError(
         f"{ATTEMPTS} images in a row cannot be read, the last one {path}. The data set is damaged: copy it again."
     )

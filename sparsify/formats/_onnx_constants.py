@@ -24,6 +24,7 @@ EXPANSION = 4096  # bytes of weights that a byte of the file may stand for
 ALLOWANCE = 1 << 26  # and bytes that any file may ask for besides
 LONGEST = 64  # operators on the way to one weight
 CARRIERS = ("ScatterElements", "Constant")  # those that hold weights as such and do not only change their type
+NUMBERS = {"value_int": "i8", "value_ints": "i8", "value_float": "f4", "value_floats": "f4"}  # of a Constant
 FLOATS = ("float32", "float16", "bfloat16", "float64")
 
 
@@ -159,6 +160,9 @@ class _Constants:
 def _constant(budget: _Budget, attributes: dict[str, Any]) -> np.ndarray:
     if "value" in attributes:
         return numpy_helper.to_array(attributes["value"])
+    for name, dtype in NUMBERS.items():
+        if name in attributes:
+            return np.array(attributes[name], dtype)
     sparse = attributes["sparse_value"]
     dims, values = list(sparse.dims), numpy_helper.to_array(sparse.values)
     indices = numpy_helper.to_array(sparse.indices)

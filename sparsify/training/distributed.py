@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from sparsify.data import Share
 from sparsify.errors import DistributedError
 from sparsify.randomness import generator
 from sparsify.topology.digest import mask_digest
@@ -38,10 +39,10 @@ class World:
         """Whether this rank is the one that writes files and speaks."""
         return self.rank == 0
 
-    def rows(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """This rank's share of the global batch: [n, ...] to [n / size, ...]."""
-        inputs, labels = batch
-        return inputs.chunk(self.size)[self.rank], labels.chunk(self.size)[self.rank]
+    @property
+    def share(self) -> Share:
+        """This rank's share of the global batch."""
+        return self.rank, self.size
 
     def seed(self, seed: int, step: int) -> None:
         """Give each rank random numbers of its own for this step's dropout; one process keeps its stream."""

@@ -99,7 +99,7 @@ def _steps(run: Start, world: World) -> Iterator[Progress]:
     forward = torch.compile(state.model) if settings.compile else state.model
 
     def backward(step: int, stop: bool = False) -> tuple[Tensor, bool]:
-        batch = world.rows(dataset.train_batch(step, settings.batch_size, settings.seed))
+        batch = dataset.train_batch(step, settings.batch_size, settings.seed, world.share)
         world.seed(settings.seed, step)
         loss = _backward(forward, batch, recipe, state.loss_scale)
         return world.reduce_gradients(state.model, loss, stop)

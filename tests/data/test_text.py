@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sparsify.data import load_data
+from sparsify.data import data_info, load_data
 from sparsify.data._text import Sequences, TextData, open_text, text_info
 from sparsify.errors import DataError, RecipeError
 
@@ -64,6 +64,18 @@ def test_a_text_of_another_size_is_said(tmp_path):
 def test_impossible_options_are_said(options, message, tmp_path):
     with pytest.raises(RecipeError, match=message):
         load_data("enwik8", options, tmp_path)
+
+
+def test_any_file_as_text(tmp_path):
+    (tmp_path / "book.txt").write_bytes(bytes(range(256)) * 4)
+    options = {"path": "book.txt", "size": 1024, "test_bytes": 256, "length": 10}
+    data = load_data("text", options, tmp_path)
+    assert data_info("text", options) == data.info and data.info.train_samples == len(data.train) == 76
+    assert data.test.text.tolist() == list(range(256))
+    with pytest.raises(RecipeError, match="test_bytes = 10 must be more than length = 10"):
+        data_info("text", {**options, "test_bytes": 10})
+    with pytest.raises(DataError, match="should hold 2,048 bytes and holds 1,024"):
+        load_data("text", {**options, "size": 2048}, tmp_path)
 
 
 def test_enwik8_is_split_as_usual(real_data):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 
 from sparsify.data import data_info, load_data
 from sparsify.data._tree import _central_box, _random_box
-from sparsify.errors import DataError
+from sparsify.errors import DataError, RecipeError
 from sparsify.recipe import load_recipe
 from sparsify.training.loop import train
 
@@ -56,6 +57,38 @@ def test_a_batch_depends_on_seed_and_step_alone(tree):
     inputs, labels = first.train_batch(4, 5, seed=7)
     same, same_labels = again.train_batch(4, 5, seed=7)
     assert torch.equal(inputs, same) and torch.equal(labels, same_labels)
+
+
+def test_a_rank_decodes_its_share_of_a_batch_and_no_more(tree):
+    data = load_data("imagenet", {}, tree)
+    whole, _ = data.train_batch(2, 6, seed=7)
+    ranks = [load_data("imagenet", {}, tree) for _ in range(3)]
+    parts = [data.train_batch(2, 6, seed=7, share=(rank, 3))[0] for rank, data in enumerate(ranks)]
+    assert torch.equal(torch.cat(parts), whole)
+    assert {len(batch) for data in ranks for batch in data.ahead.values()} == {2}
+
+
+def test_classes_are_told_by_their_names(tree):
+    """A class without test images does not shift the others."""
+    shutil.rmtree(tree / "imagenet/val/n01")
+    data = load_data("imagenet", {}, tree)
+    ((inputs, labels),) = data.test_batches(4)
+    assert colours(inputs) == labels.tolist() == [1, 1, 2, 2]
+    (tree / "imagenet/val/n02").rename(tree / "imagenet/val/other")
+    with pytest.raises(DataError, match="holds classes that .*train does not: other"):
+        load_data("imagenet", {}, tree)
+
+
+def test_any_folder_of_images(tree):
+    options = {"path": "imagenet", "classes": 3, "samples": 24, "size": 32}
+    data = load_data("image_folder", options, tree)
+    assert data_info("image_folder", options) == data.info
+    inputs, labels = data.train_batch(1, 24, seed=0)
+    assert inputs.shape == (24, 3, 32, 32) and colours(inputs) == labels.tolist()
+    with pytest.raises(DataError, match=r"24 images in 3 classes, .* Set data.samples=24 and data.classes=3"):
+        load_data("image_folder", {**options, "samples": 25}, tree)
+    with pytest.raises(RecipeError, match=r"samples = 0 .* must be at least 1"):
+        data_info("image_folder", {**options, "samples": 0})
 
 
 def test_memory_holds_a_few_batches_ahead_and_no_more(tree):

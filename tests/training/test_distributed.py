@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sparsify.data import load_data
 from sparsify.recipe import load_recipe, parse_recipe
 from sparsify.training.checkpoint import read_checkpoint
 from sparsify.training.distributed import World
@@ -60,11 +61,12 @@ def test_same_masks_and_weights_as_one_process_with_the_same_global_batch(tmp_pa
 
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_ranks_share_the_batch_without_repeats(size):
-    batch = torch.arange(24.0).view(12, 2), torch.arange(12)
-    shares = [World(rank, size, torch.device("cpu")).rows(batch) for rank in range(size)]
+    data = load_data("digits", {})
+    worlds = [World(rank, size, torch.device("cpu")) for rank in range(size)]
+    shares = [data.train_batch(3, 12, seed=1, share=world.share) for world in worlds]
     assert {len(labels) for _, labels in shares} == {12 // size}
-    assert torch.equal(torch.cat([inputs for inputs, _ in shares]), batch[0])
-    assert torch.equal(torch.cat([labels for _, labels in shares]), batch[1])
+    for whole, parts in zip(data.train_batch(3, 12, seed=1), zip(*shares, strict=True), strict=True):
+        assert torch.equal(torch.cat(parts), whole)
 
 
 DISAGREE = """
