@@ -110,7 +110,7 @@ def explain(error: ValidationError, section: str = "") -> str:
 
 def _finding(detail: ErrorDetails, section: str) -> str:
     path = ".".join(str(part) for part in (section, *detail["loc"]) if part != "")
-    if detail["type"] == "missing":
+    if detail["type"] in ("missing", "missing_argument"):
         return f"The recipe lacks the key '{path}'."
     reason = detail["msg"].removeprefix("Value error, ").rstrip(".")
     if isinstance(detail["input"], Mapping):  # a whole section: the reason names the keys

@@ -18,7 +18,7 @@ import pytest
 
 import sparsify
 from sparsify import registry
-from sparsify.architectures import build
+from sparsify.architectures import build, reads_tokens
 from sparsify.errors import UnknownNameError
 from sparsify.methods import Method
 from sparsify.runtimes import Runtime
@@ -148,9 +148,11 @@ def test_a_runtime_is_one_final_class(name):
 def test_an_architecture_is_built_from_its_defaults(name):
     import torch
 
-    model = build(name, {}, (3, 32, 32), 7).eval()
-    with torch.no_grad():
-        assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
+    tokens = reads_tokens(name)
+    with torch.device("meta"):
+        model = build(name, {}, (9,), 7, 40) if tokens else build(name, {}, (3, 32, 32), 7)
+        sample = torch.zeros(2, 9, dtype=torch.int64) if tokens else torch.zeros(2, 3, 32, 32)
+    assert model.eval()(sample).shape == ((2, 9, 7) if tokens else (2, 7))
 
 
 @pytest.mark.parametrize("name", registry.names("formats"))
