@@ -16,6 +16,7 @@ from sparsify.registry import names, unknown
 from sparsify.topology.layers import find_layers
 from sparsify.training import run_folder
 from sparsify.training.checkpoint import read_checkpoint
+from sparsify.training.compute import fitted
 from sparsify.training.snapshot import build_network, initial_snapshot, snapshot
 
 
@@ -131,7 +132,7 @@ def _open_run(folder: Path) -> SparseModel:
     checkpoint = folder / run_folder.CHECKPOINT
     if not checkpoint.is_file():
         return snapshot(model, layers, masks, recipe, info, "initialised")
-    content = read_checkpoint(checkpoint)
+    content = fitted(read_checkpoint(checkpoint), model, masks)
     model.load_state_dict(content["model"])
     layers = find_layers(model, info.zeros(), recipe.topology.layers)
     progress = {"steps": content["progress"]["step"], "updates": content["progress"]["updates"]}

@@ -56,6 +56,10 @@ def train(
     steps: Annotated[int | None, typer.Option(help="Length of training in optimizer steps.")] = None,
     seed: Seed = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
+    compute: Annotated[
+        Literal["masked", "sparse"] | None,
+        typer.Option(help="masked, or sparse: non-zeros only, on the CPU [default: as the checkpoint, or masked]."),
+    ] = None,
     data: DataFolder = None,
     out: Annotated[Path | None, typer.Option(help="Run folder [default: runs/RECIPE-METHOD-SPARSITY-seedN].")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out from its checkpoint.")] = False,
@@ -82,7 +86,8 @@ def train(
     )
     own = recipe is None and not changes and resume and out is not None
     chosen = None if own else load_recipe(recipe, changes)
-    result = train_with_progress(chosen, out, data, device, resume, quiet=json)
+    options = {"data": data, "device": device, "resume": resume, "compute": compute}
+    result = train_with_progress(chosen, out, options, quiet=json)
     if json and speaks():
         print_json({"folder": str(result.folder), **result.line})
 

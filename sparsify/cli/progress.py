@@ -51,9 +51,7 @@ class _Bar:
             self._progress.stop()
 
 
-def train_with_progress(
-    recipe: Recipe | None, out: Path | None, data: Path | None, device: str, resume: bool, quiet: bool
-) -> Result:
+def train_with_progress(recipe: Recipe | None, out: Path | None, options: dict[str, Any], quiet: bool) -> Result:
     """`train` with a live line: step, time, loss, accuracy or bits per character, sparsity, drop fraction."""
     quiet = quiet or not speaks()
     console = Console(quiet=quiet, highlight=False, soft_wrap=True)
@@ -74,7 +72,7 @@ def train_with_progress(
                 printed = step.step
                 console.print(f"step {step.step} of {step.steps}  {description}")
 
-        result = train(recipe, out, data=data, device=device, resume=resume, watch=watch)
+        result = train(recipe, out, **options, watch=watch)
     line = result.line
     console.print(
         f"Test {score_in_words(line)} at {line['sparsity']:.2%} sparsity after {line['step']:,} steps "

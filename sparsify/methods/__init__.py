@@ -38,6 +38,11 @@ class Method:
     equal: Literal["parameters", "flops"] = "parameters"
     momentum: float = 0.0  # decay of the running mean of dense gradients to keep; 0 keeps none
 
+    @property
+    def sees_single_connections(self) -> bool:
+        """Whether an update needs no more than scores of connections one by one, so that it can go block by block."""
+        return type(self).update is Method.update and not (self.momentum or self.starts_with_update)
+
     def initial_sparsity(self, sparsity: float) -> float:
         """Sparsity at the start of a training that is to end at `sparsity`."""
         return 0.0 if self.starts_with_update or not self.sparse else sparsity

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -14,10 +14,11 @@ class MaskHasher:
     def __init__(self) -> None:
         self._hasher = hashlib.sha256()
 
-    def add(self, name: str, shape: Sequence[int], bits: np.ndarray) -> None:
-        """bits: the mask, little bit order, [⌈n/8⌉] uint8."""
+    def add(self, name: str, shape: Sequence[int], bits: np.ndarray | Iterable[np.ndarray]) -> None:
+        """bits: the mask, little bit order, [⌈n/8⌉] uint8, whole or in parts of whole bytes."""
         self._hasher.update(f"{name}\0{','.join(map(str, shape))}\0".encode())
-        self._hasher.update(np.ascontiguousarray(bits).data)
+        for part in [bits] if isinstance(bits, np.ndarray) else bits:
+            self._hasher.update(np.ascontiguousarray(part).data)
 
     def hexdigest(self) -> str:
         return self._hasher.hexdigest()

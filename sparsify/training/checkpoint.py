@@ -17,6 +17,7 @@ import torch
 
 from sparsify.errors import CheckpointError
 from sparsify.files import write_with
+from sparsify.training.compute import fitted, positions_of
 from sparsify.training.precision import LossScale
 from sparsify.training.step import TrainState
 
@@ -39,6 +40,7 @@ def save_checkpoint(path: Path, state: TrainState, window: Window, metrics_bytes
         "version": VERSION,
         "model": state.model.state_dict(),
         "masks": dict(state.masks.tensors),
+        "sparse": sorted(state.masks.positions),  # weights that are values with positions beside them
         "optimizer": state.optimizer.state_dict(),
         "progress": {
             "step": state.step,
@@ -62,13 +64,13 @@ def save_checkpoint(path: Path, state: TrainState, window: Window, metrics_bytes
     write_with(path, lambda file: file.write(buffer.getbuffer()))
 
 
-def load_checkpoint(path: Path, state: TrainState) -> tuple[TrainState, Window, int]:
+def load_checkpoint(path: Path, content: dict[str, Any], state: TrainState) -> tuple[TrainState, Window, int]:
     """Fill `state`'s model and optimizer from a checkpoint; returns what `save_checkpoint` was given.
 
-    torch's random state is set too. Raises CheckpointError where the file is damaged or does not fit.
+    content: of the checkpoint at `path`. torch's random state is set too. Layers may be masked in one and sparse in
+    the other. Raises CheckpointError where the checkpoint does not fit.
     """
-    device = next(state.model.parameters()).device
-    content = read_checkpoint(path, device)
+    content = fitted(content, state.model, state.masks, state.optimizer)
     try:
         state.model.load_state_dict(content["model"])
         state.optimizer.load_state_dict(content["optimizer"])
@@ -78,7 +80,7 @@ def load_checkpoint(path: Path, state: TrainState) -> tuple[TrainState, Window, 
     explored, scale = content["explored"], content["loss_scale"]
     state = replace(
         state,
-        masks=replace(state.masks, tensors=content["masks"]),
+        masks=replace(state.masks, tensors=content["masks"], positions=positions_of(state.model)),
         explored=replace(state.masks, tensors=explored) if explored is not None else None,
         loss_scale=LossScale(**scale) if scale is not None else None,
         **content["progress"],

@@ -20,6 +20,7 @@ from sparsify.topology.masks import Masks
 from sparsify.training import run_folder
 from sparsify.training.averaging import averaged
 from sparsify.training.checkpoint import Window, save_checkpoint
+from sparsify.training.compute import Compute
 from sparsify.training.distributed import World, join_world
 from sparsify.training.evaluate import cross_entropy, evaluate
 from sparsify.training.interrupts import interrupts
@@ -30,7 +31,7 @@ from sparsify.training.optimizer import set_learning_rate
 from sparsify.training.precision import SMALLEST, LossScale, autocast
 from sparsify.training.snapshot import snapshot
 from sparsify.training.start import Start, choose_device, start_run
-from sparsify.training.step import TrainState, finish_step, start_by_gradient
+from sparsify.training.step import TrainState, finish_step, record_gradients, start_by_gradient
 
 LOG_EVERY = 50  # steps; the loss is looked at, and may stop the run, as often
 logger = logging.getLogger("sparsify")
@@ -60,17 +61,19 @@ def train(
     data: str | Path | None = None,
     device: str = "auto",
     resume: bool = False,
+    compute: Compute | None = None,
     watch: Callable[[Progress], None] | None = None,
 ) -> Result:
     """Train a recipe from start to end, or on from its checkpoint.
 
     recipe: a Recipe, a name, a path, or None for the default (when resuming: for the run's own).
     out: the run folder, by default `runs/NAME-METHOD-SPARSITY-seedN`. data: folder of the data sets.
-    device: "cpu", "cuda" or "auto". watch: called after every step.
+    device: "cpu", "cuda" or "auto". watch: called after every step. compute: "masked" (dense weights times masks) or
+    "sparse" (non-zeros alone; CPU), by default as the checkpoint was saved, and masked for a new run.
     Raises SparsifyError; InterruptedTraining after SIGINT or SIGTERM, with the state saved.
     """
     progress = None
-    for progress in training(recipe, out, data=data, device=device, resume=resume):
+    for progress in training(recipe, out, data=data, device=device, resume=resume, compute=compute):
         if watch is not None:
             watch(progress)
     assert progress is not None
@@ -84,13 +87,14 @@ def training(
     data: str | Path | None = None,
     device: str = "auto",
     resume: bool = False,
+    compute: Compute | None = None,
 ) -> Iterator[Progress]:
     """The run as an iterator over its steps; `train` is this, exhausted.
 
     Under torchrun every rank iterates; rank 0 alone writes.
     """
     with join_world(choose_device(device)) as world:
-        yield from _steps(start_run(recipe, out, data, resume, world), world)
+        yield from _steps(start_run(recipe, out, data, resume, world, compute), world)
 
 
 def _steps(run: Start, world: World) -> Iterator[Progress]:
@@ -118,6 +122,7 @@ def _steps(run: Start, world: World) -> Iterator[Progress]:
             step, before = state.step + 1, state
             rate = learning_rate(recipe.optimizer.lr, recipe.learning_rate, step, steps)
             set_learning_rate(state.optimizer, rate)
+            record_gradients(state, topology)
             # asked once: a signal that comes later waits for the next step
             loss, stopping = backward(step, stop_asked())
             window.loss += loss
@@ -194,7 +199,7 @@ def _line(state: TrainState, window: Window, run: Start, rate: float) -> dict[st
         "updates": state.updates,
         "grown": state.grown - window.grown,
         "churn": state.churn,
-        "itop_rate": itop_rate(state.explored or state.masks),
+        "itop_rate": None if state.masks.positions else itop_rate(state.explored or state.masks),
         "training_flops": state.flops * recipe.training.batch_size,
         "active_neurons": active_neurons(state.masks),
     }

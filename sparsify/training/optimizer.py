@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from sparsify.errors import RecipeError, UnknownNameError
+from sparsify.nn import SparseLinear
 from sparsify.recipe import Optimizer
 from sparsify.registry import canonical, unknown
 
@@ -42,10 +43,15 @@ def build_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimi
             f"optimizer.weight_decay=0."
         )
     parameters = list(model.parameters())
+    values = {layer.weight for layer in model.modules() if isinstance(layer, SparseLinear)}  # matrices as lists
     decay = "shrink" if settings.decoupled else "weight_decay"
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": 0.0, decay: settings.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        {
+            "params": [p for p in parameters if p.ndim > 1 or p in values],
+            "weight_decay": 0.0,
+            decay: settings.weight_decay,
+        },
+        {"params": [p for p in parameters if p.ndim <= 1 and p not in values], "weight_decay": 0.0},
     ]
     if "weight_decay" not in accepted:
         for group in groups:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ from sparsify.errors import DivergedError
 from sparsify.formats import Metadata, SparseModel
 from sparsify.formats._metadata import LayerMetadata, Network
 from sparsify.methods import Method
+from sparsify.nn import sparse_layers
 from sparsify.randomness import generator
 from sparsify.recipe import Recipe
 from sparsify.registry import configure, load_class
@@ -83,6 +85,11 @@ def snapshot(
     """
     state = model.state_dict()
     owned = [name for name, owner in tensor_owners(model).items() if name == owner]
+    for name, layer in sparse_layers(model).items():
+        owned.remove(f"{name.removesuffix('weight')}positions")
+        state[name] = layer.to_dense()
+    listed = {name: layer.mask() for name, layer in masks.positions.items()}
+    masks = replace(masks, tensors={**masks.tensors, **listed}, positions={})
     tensors = {name: state[name].detach().cpu().numpy().copy() for name in owned}
     for name, tensor in tensors.items():
         if not np.isfinite(tensor).all():

@@ -19,7 +19,8 @@ from sparsify.topology.masks import Masks
 from sparsify.topology.matrices import split
 from sparsify.topology.schedules import UpdateSchedule
 from sparsify.training import run_folder
-from sparsify.training.checkpoint import Window, load_checkpoint
+from sparsify.training.checkpoint import Window, load_checkpoint, read_checkpoint
+from sparsify.training.compute import Compute, check_compute, with_sparse_layers
 from sparsify.training.distributed import World
 from sparsify.training.monitoring import dead_neurons
 from sparsify.training.optimizer import build_optimizer
@@ -44,9 +45,13 @@ class Start:
 
 
 def start_run(
-    recipe: Recipe | str | Path | None, out: str | Path | None, data: str | Path | None, resume: bool, world: World
-) -> Start:
-    """Open or create the run's folder, load the data, build the network, and load the checkpoint if there is one."""
+    recipe: Recipe | str | Path | None, out: str | Path | None, data: str | Path | None, resume: bool, world: World,
+    compute: Compute | None = None,
+) -> Start:  # fmt: skip
+    """Open or create the run's folder, load the data, build the network, and load the checkpoint if there is one.
+
+    compute: masked or sparse, by default as the checkpoint was saved, and masked for a new run.
+    """
     recipe, folder = _open(recipe, out, resume)
     _check_shares(recipe, world)
     dataset = _load_data(recipe, data, world)
@@ -54,15 +59,21 @@ def start_run(
     torch.manual_seed(settings.seed)
     model, layers, masks = first_network(recipe, dataset.info) if not resume else build_network(recipe, dataset.info)
     model.to(place)
+    checkpoint, content = folder / run_folder.CHECKPOINT, None
+    if resume and checkpoint.is_file():
+        content = read_checkpoint(checkpoint, place)
     steps = recipe.steps(len(dataset.train))
     topology = build_topology(recipe, steps, layers, masks)
+    if compute == "sparse" or (compute is None and content is not None and content.get("sparse")):
+        check_compute(recipe, topology.method, world)
+        masks = with_sparse_layers(model, layers, masks, dataset.info.zeros().to(place))
     scale = LossScale(settings.loss_scale) if settings.precision == "float16" else None
     state = TrainState(model, build_optimizer(model, recipe.optimizer), masks.to(place), loss_scale=scale)
     window, kept = Window(torch.zeros((), device=place), dead=dead_neurons(state.masks)), 0
     if not resume and world.writes:
         run_folder.create(folder, recipe)
-    elif resume and (folder / run_folder.CHECKPOINT).is_file():
-        state, window, kept = load_checkpoint(folder / run_folder.CHECKPOINT, state)
+    elif content is not None:
+        state, window, kept = load_checkpoint(checkpoint, content, state)
     world.barrier()  # all have read the checkpoint before it is replaced
     return Start(recipe, folder, dataset, steps, layers, topology, state, window, kept)
 

@@ -9,23 +9,26 @@ after an update: new weights and all their optimizer slots are 0
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sparsify.methods import Memory, Method
+from sparsify.nn import sparse_layers
+from sparsify.nn.growth import Rewiring
 from sparsify.randomness import generator
 from sparsify.topology.connections import Connections, Moment, Network
-from sparsify.topology.costs import Layer, inference_flops, step_flops
+from sparsify.topology.costs import Layer, inference_flops, plain_layers, step_flops
 from sparsify.topology.masks import Masks
 from sparsify.topology.matrices import join, split
 from sparsify.topology.schedules import UpdateSchedule
 from sparsify.training.averaging import Average, clear_average, update_average
 from sparsify.training.optimizer import shrink_weights
 from sparsify.training.precision import LossScale, gradients_finite, unscale
+from sparsify.training.rewiring import move_values, update_in_order
+from sparsify.training.slots import reset_slots
 
 Gradients = Mapping[str, Tensor]  # dense, by the weight's name
 
@@ -67,6 +70,13 @@ class TrainState:
             object.__setattr__(self, "parameters", dict(self.model.named_parameters()))
 
 
+def record_gradients(state: TrainState, topology: Topology) -> None:
+    """Before the forward pass: let sparse layers keep what an update at this step makes dense gradients of."""
+    if topology.method.needs_dense_gradients and _is_due(state, topology):
+        for layer in sparse_layers(state.model).values():
+            layer.tape = []
+
+
 def finish_step(
     state: TrainState, topology: Topology, clip_norm: float | None = None, average_decay: float | None = None
 ) -> TrainState:
@@ -101,7 +111,7 @@ def prepare_step(state: TrainState, topology: Topology) -> HalfStep:
     Where the step has no gradient step they are taken away, so that an optimizer passes over all parameters.
     """
     step, method = state.step + 1, topology.method
-    due = method.updates_masks and (state.update_pending or topology.schedule.is_update_step(step))
+    due = _is_due(state, topology)
     dense = bool(method.momentum) or (due and method.needs_dense_gradients)
     state = replace(state, step=step, flops=state.flops + _flops(state, topology, dense))
     state, finite = _unscale(state, look=due or bool(method.momentum))
@@ -126,6 +136,8 @@ def complete_step(half: HalfStep, topology: Topology, average_decay: float | Non
     if half.due:
         state = _update(state, topology, half.gradients)
     state.optimizer.zero_grad(set_to_none=True)
+    for sparse in sparse_layers(state.model).values():
+        sparse.tape = None
     if average_decay is not None:
         state = replace(state, average=update_average(state.average, state.model, average_decay, state.step))
     return state
@@ -158,14 +170,11 @@ def multiply(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
             torch._foreach_mul_([tensor for tensor, _ in pairs], [factor for _, factor in pairs])
 
 
-def reset_slots(optimizer: torch.optim.Optimizer, weight: Tensor, lasting: Tensor) -> None:
-    """Zero the optimizer's slots of a weight where `lasting` is False, whatever the optimizer is.
-
-    A slot is any tensor of the weight's shape in its state, inside lists and dictionaries too.
-    """
-    for slot in _tensors(optimizer.state.get(weight, {})):
-        if slot.shape == weight.shape:
-            slot.masked_fill_(~lasting, 0)
+def _is_due(state: TrainState, topology: Topology) -> bool:
+    """Whether the step after `state` updates the masks."""
+    if not topology.method.updates_masks:
+        return False
+    return state.update_pending or topology.schedule.is_update_step(state.step + 1)
 
 
 def _flops(state: TrainState, topology: Topology, dense: bool) -> int:
@@ -180,7 +189,10 @@ def _unscale(state: TrainState, look: bool) -> tuple[TrainState, bool]:
     """
     scale = state.loss_scale
     unscale(state.model.parameters(), scale)
-    finite = gradients_finite(state.model.parameters()) if look or scale is not None else True
+    finite = True
+    if look or scale is not None:
+        kept = [pair for layer in sparse_layers(state.model).values() for pair in layer.tape or ()]
+        finite = gradients_finite(state.model.parameters()) and all(bool(t.isfinite().all()) for p in kept for t in p)
     return replace(state, loss_scale=scale and scale.after(finite)), finite
 
 
@@ -204,18 +216,30 @@ def _dense_gradients(state: TrainState, method: Method) -> Gradients:
 
 def _update(state: TrainState, topology: Topology, gradients: Gradients) -> TrainState:
     """Let the method choose, zero what is new or gone, and count."""
-    network, layers = _network(state, topology, gradients), _layers(state, topology)
+    random = generator(topology.seed, "growth", state.step)
+    network, layers = _network(state, topology, gradients, random), _layers(state, topology)
     schedule, method = topology.schedule, topology.method
     moment = Moment(schedule.drop_fraction(state.step), schedule.progress(state.step))
+    rewired: dict[str, Rewiring] = {}
     with torch.no_grad():
-        chosen, memory = method.update(network, moment, state.memory or method.memory()) if network else ({}, {})
-        masks = replace(state.masks, tensors={layer.name: join(layer, chosen) for layer in layers})
+        if state.masks.positions:
+            listed = plain_layers({name: layer.shape for name, layer in state.masks.positions.items()})
+            sparse = sparse_layers(state.model)
+            chosen, rewired = update_in_order(topology.layers or listed, method, network, sparse, moment, random)
+            move_values(state.optimizer, sparse, rewired)
+            memory = state.memory
+        else:
+            chosen, memory = method.update(network, moment, state.memory or method.memory()) if network else ({}, {})
+        positions = {name: change.positions for name, change in rewired.items()}
+        tensors = {layer.name: join(layer, chosen) for layer in layers}
+        masks = replace(state.masks, tensors=tensors, positions=positions)
         for name, mask in masks.items():
             lasting, weight = state.masks[name] & mask, state.parameters[name]
             weight.masked_fill_(~lasting, 0)
             reset_slots(state.optimizer, weight, lasting)
             clear_average(state.average, name, lasting)
     kept = sum(int((mask & state.masks[name]).sum()) for name, mask in masks.items())
+    kept += sum(change.lasting for change in rewired.values())
     before, after = (sum(m.nonzeros().values()) for m in (state.masks, masks))
     return replace(
         state,
@@ -225,13 +249,12 @@ def _update(state: TrainState, topology: Topology, gradients: Gradients) -> Trai
         grown=state.grown + after - kept,
         churn=1 - kept / before if before else 0.0,
         memory=memory,
-        explored=(state.explored or state.masks) | masks,
+        explored=None if rewired else (state.explored or state.masks) | masks,
     )
 
 
-def _network(state: TrainState, topology: Topology, gradients: Gradients) -> Network:
+def _network(state: TrainState, topology: Topology, gradients: Gradients, random: torch.Generator) -> Network:
     """The matrices of the network, each as [out, in, kernel...]."""
-    random = generator(topology.seed, "growth", state.step)
     found: dict[str, Connections] = {}
     for layer in _layers(state, topology):
         name = layer.name
@@ -256,17 +279,6 @@ def _layers(state: TrainState, topology: Topology) -> list[Layer]:
     """The layers with a mask, in the order of the masks."""
     known = {layer.name: layer for layer in topology.layers}
     return [known.get(name) or Layer(name, tuple(mask.shape), 0) for name, mask in state.masks.items()]
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _tensors(item)
 
 
 def _masked(state: TrainState) -> list[tuple[nn.Parameter, Tensor]]:
