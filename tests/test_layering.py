@@ -12,7 +12,8 @@ import sparsify
 PACKAGE = Path(sparsify.__file__).parent
 # Left to right; names in one group may import each other only where the order inside the group allows it.
 LAYERS = [
-    ["errors"], ["files", "registry", "randomness"], ["recipe"], ["topology"], ["methods"], ["architectures", "data"],
+    ["errors"], ["files", "onnx_scan", "registry", "randomness"], ["recipe"], ["topology"], ["methods"],
+    ["architectures", "data"],
     ["formats"], ["engine"], ["nn"], ["gpu"], ["training"], ["sources"], ["interpolation"], ["runtimes"],
     ["bench"], ["report"], ["cli"],
 ]  # fmt: skip

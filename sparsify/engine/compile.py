@@ -6,12 +6,15 @@ operations that no kernel knows.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from sparsify.engine.batches import Batches, part_size, resized
 from sparsify.engine.choose import choose
 from sparsify.engine.executable import Executable, Step
 from sparsify.engine.kernels.copy import copy_stage
+from sparsify.engine.memory import give_back
 from sparsify.engine.numpy_ops import compute
 from sparsify.engine.plan import assign_layouts
 from sparsify.engine.program import Operation, Program, Rearrange, reads, writes
@@ -93,25 +96,36 @@ def compile_program(
     """
     target, tuning = target or host(), tuning or Tuning()
     size = part_size(program, target.width, tuning.batch_bytes)
+    operations = list(program.operations)
+    program = replace(program, operations=())  # where the caller keeps no name of it, weights go one by one
     if program.inputs and program.inputs[0].shape[:1] not in ((), (size,)):
         count = program.inputs[0].shape[0] // size
-        return Batches(program, _compile(resized(program, size), threads, target, tuning, prefer), count)
-    return _compile(program, threads, target, tuning, prefer)
+        part = _compile(resized(program, size), operations, threads, target, tuning, prefer)
+        return Batches(program, part, count)
+    return _compile(program, operations, threads, target, tuning, prefer)
 
 
-def _compile(program: Program, threads: int, target: Target, tuning: Tuning, prefer: str) -> Executable:
+def _compile(
+    program: Program, operations: list[Operation], threads: int, target: Target, tuning: Tuning, prefer: str
+) -> Executable:
+    """`operations` are those of the program; the list is emptied."""
     context = Context(
         program.values,
-        assign_layouts(program, target, tuning),
+        assign_layouts(replace(program, operations=tuple(operations)), target, tuning),
         target,
         threads,
         tuning,
-        sum(int(np.count_nonzero(getattr(op, "weight", 0))) for op in program.operations),
+        sum(int(np.count_nonzero(getattr(op, "weight", 0))) for op in operations),
         prefer,
     )
     lowering = _Lowering(program, context)
-    for operation in program.operations:
-        lowering.add(operation)
+    operations.reverse()
+    while operations:
+        lowering.add(operations.pop())
     for name in program.outputs:
         lowering.bring(name, None)
-    return Executable(program, lowering.steps, target, threads)
+    give_back()
+    executable = Executable(program, lowering.steps, target, threads)
+    del lowering
+    give_back()
+    return executable

@@ -22,8 +22,10 @@ _NONE, _66 = 0, 1  # the legacy prefix that VEX and EVEX fold in
 
 def _rows(*columns: Numbers) -> np.ndarray:
     """Columns of bytes side by side; single numbers are repeated."""
-    count = max(np.size(column) for column in columns)
-    return np.stack([np.broadcast_to(column, count) for column in columns], axis=1).astype(np.uint8)
+    found = np.empty((max(np.size(column) for column in columns), len(columns)), np.int64)
+    for number, column in enumerate(columns):
+        found[:, number] = column
+    return found.astype(np.uint8)
 
 
 def _disp32(displacement: Numbers) -> list[Numbers]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnxruntime
 
 from sparsify.errors import EngineError
 
@@ -15,9 +14,15 @@ Array = np.ndarray[Any, Any]
 FATAL = 4  # onnxruntime's log level: what goes wrong is raised, so nothing needs printing
 
 
+if TYPE_CHECKING:
+    import onnxruntime
+
+
 @functools.lru_cache(maxsize=256)
 def foreign_session(model: bytes, threads: int) -> onnxruntime.InferenceSession:
     """An onnxruntime session for a model made by the front. Raises EngineError where onnxruntime refuses."""
+    import onnxruntime  # few models need it, and it takes 20 MB and as long to load as all the rest
+
     options = onnxruntime.SessionOptions()
     options.log_severity_level = FATAL
     options.intra_op_num_threads = threads

@@ -87,6 +87,14 @@ class Code:
             raise OSError(ctypes.get_errno(), "the system refuses executable memory")
 
 
+def give_back() -> None:
+    """Give memory that was freed back to the system, where its library keeps it otherwise, as glibc does."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
+
+
 def _libc() -> ctypes.CDLL:
     libc = ctypes.CDLL(None, use_errno=True)
     pointer, size = ctypes.c_void_p, ctypes.c_size_t

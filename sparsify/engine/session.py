@@ -98,8 +98,7 @@ class InferenceSession:
             if found is not None:
                 return found
             names = [port.name for port in self._graph.inputs]
-            program = build(self._graph, dict(zip(names, shapes, strict=True)))
-            executable = compile_program(program, self._threads)
+            executable = compile_program(build(self._graph, dict(zip(names, shapes, strict=True))), self._threads)
             with self._lock:
                 self._executables[shapes] = executable
                 while len(self._executables) > PROGRAMS:

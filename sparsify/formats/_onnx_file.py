@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from sparsify.errors import FormatError
 from sparsify.formats._bits import StoredTensor, file_chunks, of_array, unsigned
-from sparsify.formats._onnx_scan import SMALL, scan
+from sparsify.onnx_scan import SMALL, scan
 
 DATA = ".data"  # suffix of the file that we write beside a model above 2 GB
 # Element types by the names that safetensors gives them. Tensors of other types stay in the graph.

@@ -13,8 +13,8 @@ from onnx import TensorProto
 
 from sparsify.errors import FormatError
 from sparsify.formats._onnx_file import DATA, TYPES, OnnxModel
-from sparsify.formats._onnx_scan import GRAPH, INITIALIZER, RAW_DATA, SMALL, prefix
 from sparsify.formats._writer import read_ahead
+from sparsify.onnx_scan import GRAPH, INITIALIZER, RAW_DATA, SMALL, prefix
 
 LARGEST = 2_000_000_000  # bytes of weights in a model file
 MESSAGE = 2**31 - 1  # bytes that protobuf allows

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from sparsify.engine.front.constants import Constants
 from sparsify.engine.front.graph import Array, Node
 from sparsify.engine.front.shapes import infer
 from sparsify.engine.limits import Budget, check_shape
@@ -32,16 +33,15 @@ class Unsupported(Exception):
 class Builder:
     """The program so far. Importers read values by name and emit operations that write new ones."""
 
-    def __init__(self, constants: Mapping[str, Array], inputs: Sequence[Value], budget: Budget) -> None:
+    def __init__(self, constants: Constants, inputs: Sequence[Value], budget: Budget) -> None:
         self.inputs = tuple(inputs)
         self.budget = budget
-        self.constants: dict[str, Array] = {}
+        self.constants = constants.chosen({name: name for name in constants})
         self.values: dict[str, Value] = {value.name: value for value in inputs}
         self.aliases: dict[str, str] = {}
         self.operations: list[Operation] = []
         self._fresh = 0
-        for name, array in constants.items():
-            self.define(name, array)
+        self.values |= {name: constants.value(name) for name in constants}
 
     def define(self, name: str, array: Array) -> str:
         """Make a constant known under a name, which is returned."""
@@ -165,7 +165,7 @@ class Builder:
             outputs=tuple(final),
             operations=operations,
             values={name: replace(value, name=name) for name, value in values.items() if name in used},
-            constants={name: array for name, array in self.constants.items() if name in used},
+            constants={name: self.constants[name] for name in self.constants if name in used},
         )
 
     def _copy(self, source: str, output: str) -> str:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import onnx
 
-Array = np.ndarray[Any, Any]
+from sparsify.engine.front.constants import Array as Array
+from sparsify.engine.front.constants import Constants
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,6 @@ class Graph:
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     nodes: tuple[Node, ...]
-    constants: Mapping[str, Array]
+    constants: Constants
     opsets: Mapping[str, int] = field(default_factory=dict)  # by domain; "" is ONNX's own
     file_bytes: int = 0

@@ -44,7 +44,7 @@ def fold_constants(graph: Graph) -> Graph:
         rest.append(node)
     wanted = {name for node in rest for name in outer_needs(node.proto)} | {port.name for port in graph.outputs}
     resolved = {name: builder.resolve(name) for name in wanted}
-    constants = {name: builder.constants[r] for name, r in resolved.items() if r in builder.constants}
+    constants = builder.constants.chosen({name: r for name, r in resolved.items() if r in builder.constants})
     return replace(graph, nodes=tuple(rest), constants=constants)
 
 

@@ -63,16 +63,18 @@ def run_passes(program: Program, passes: tuple[Pass, ...] = PASSES, last: tuple[
     """The program after all passes. Every pass keeps what the program computes."""
     for group in (passes, last):
         for _ in range(ROUNDS):
-            before = program
+            is_changed = False
             for apply in group:
-                program = run_pass(program, apply)
-            if program is before:
+                # No name holds the program of before: its weights may go where new ones took their place.
+                program, is_new = run_pass(program, apply)
+                is_changed |= is_new
+            if not is_changed:
                 break
     return program
 
 
-def run_pass(program: Program, apply: Pass) -> Program:
-    """The program after one round of a pass; the same object where nothing changed."""
+def run_pass(program: Program, apply: Pass) -> tuple[Program, bool]:
+    """The program after one round of a pass, and whether it changed."""
     rewrite = Rewrite(program)
     apply(rewrite)
-    return rewrite.result() if rewrite.has_changes else program
+    return (rewrite.result(), True) if rewrite.has_changes else (program, False)

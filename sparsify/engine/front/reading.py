@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ import numpy as np
 import onnx
 import onnx.inliner
 from google.protobuf.message import DecodeError
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
+from sparsify.engine.front.constants import Constants
 from sparsify.engine.front.graph import Graph, Node, Port
 from sparsify.engine.front.tensors import numpy_dtype, sparse_to_array, to_array
 from sparsify.engine.limits import LIMITS, Budget
 from sparsify.errors import EngineError
+from sparsify.onnx_scan import scan, scan_bytes
 
 OLDEST_OPSET = 7  # where ONNX took on numpy's broadcasting; exporters of opset 11 and up are tested
 PORT_DTYPES = ("bfloat16", "bool", "object", *(np.dtype(code).name for code in "efd" + "bhiq" + "BHIQ"))
@@ -27,25 +30,54 @@ def read_graph(source: str | Path | bytes) -> Graph:
 
     Raises EngineError where the file is missing, damaged, hostile or of a form that cannot be handled.
     """
-    data, folder = _content(source)
-    model = ModelProto()
-    try:
-        model.ParseFromString(data)
-    except (DecodeError, RuntimeError) as error:
-        raise _damaged("it is not a complete ONNX model") from error
+    file = _File(source)
+    model = file.model
     if not model.HasField("graph") or not model.graph.output:
         raise _damaged("it holds no graph with an output")
     model = _inlined(model)
     opsets = {"" if o.domain in DEFAULT_DOMAINS else o.domain: o.version for o in model.opset_import}
     _check_opset(opsets.get("", OLDEST_OPSET))
-    reader = Reader(folder, opsets, len(data))
-    return reader.graph(model.graph, outer=set(), depth=0)
+    reader = Reader(file.folder, opsets, file.size)
+    return reader.graph(model.graph, outer=set(), depth=0, weights=file.weights())
 
 
-def _content(source: str | Path | bytes) -> tuple[bytes, Path | None]:
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        return bytes(source), None
-    path = Path(source)
+Weights = Iterator[tuple[TensorProto, bytes | None]]  # a tensor, and its raw data where it is not in there
+
+
+class _File:
+    """A model file, or its bytes, of which only the graph is in memory; weights are read one by one."""
+
+    def __init__(self, source: str | Path | bytes) -> None:
+        self._data, self._path = b"", Path()
+        self.folder: Path | None = None
+        if isinstance(source, (bytes, bytearray, memoryview)):
+            self._data = bytes(source)
+            self.size = len(self._data)
+        else:
+            self._path = _checked(Path(source))
+            self.folder = self._path.parent
+            self.size = self._path.stat().st_size
+        self.model = ModelProto()
+        try:
+            skeleton, self._entries = scan(self._path) if self.folder else scan_bytes(self._data)
+            self.model.ParseFromString(skeleton)
+            self._tensors = [TensorProto.FromString(entry.head) for entry in self._entries]
+        except (DecodeError, RuntimeError, ValueError, OSError) as error:
+            raise _damaged("it is not a complete ONNX model") from error
+
+    def weights(self) -> Weights:
+        """The graph's initializers."""
+        file = self._path.open("rb") if self.folder else io.BytesIO(self._data)
+        with file:
+            for tensor, entry in zip(self._tensors, self._entries, strict=True):
+                if entry.raw is None:
+                    yield tensor, None
+                    continue
+                file.seek(entry.raw[0])
+                yield tensor, file.read(entry.raw[1])
+
+
+def _checked(path: Path) -> Path:
     if not path.is_file():
         raise EngineError(f"There is no model file '{path}'. Check the path; a model given as bytes must be bytes.")
     if path.stat().st_size > LIMITS.file_bytes:
@@ -53,7 +85,7 @@ def _content(source: str | Path | bytes) -> tuple[bytes, Path | None]:
             f"The model file '{path}' has {path.stat().st_size / 2**30:.1f} GiB, more than an ONNX file can "
             f"have. Save large weights as external data."
         )
-    return path.read_bytes(), path.parent
+    return path
 
 
 def _damaged(what: str) -> EngineError:
@@ -104,15 +136,19 @@ class Reader:
         self.file_bytes = file_bytes
         self.budget = Budget(file_bytes)
 
-    def graph(self, proto: GraphProto, outer: set[str], depth: int) -> Graph:
-        """A graph; `outer` are the names that it may read from around it."""
+    def graph(self, proto: GraphProto, outer: set[str], depth: int, weights: Weights | None = None) -> Graph:
+        """A graph; `outer` are the names that it may read from around it. weights: its initializers, where they
+        are not in `proto`."""
         if depth > LIMITS.nesting or len(proto.node) > LIMITS.nodes:
             raise _damaged("it has far too many nodes, or graphs nested too deeply")
-        names = [tensor.name for tensor in proto.initializer]
-        names += [value.name for value in (*proto.input, *proto.output)]
+        names = [value.name for value in (*proto.input, *proto.output)]
         if not all(isinstance(name, str) for name in names):
             raise _damaged("a name in it is not text")
-        constants = {tensor.name: to_array(tensor, self.folder) for tensor in proto.initializer}
+        constants = Constants()
+        for tensor, raw in weights or ((tensor, None) for tensor in proto.initializer):
+            if not isinstance(tensor.name, str):
+                raise _damaged("a name in it is not text")
+            constants[tensor.name] = to_array(tensor, self.folder, raw)
         for sparse in proto.sparse_initializer:
             constants[sparse.values.name] = sparse_to_array(sparse, self.folder, self.budget)
         inputs = tuple(_port(value) for value in proto.input if value.name not in constants)

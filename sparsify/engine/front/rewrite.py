@@ -6,6 +6,8 @@ from dataclasses import replace
 
 from sparsify.engine.program import Operation, Program, Value, reads, renamed, writes
 
+MOST_BYTES = 1 << 24  # of new weights in a round, about
+
 
 class Rewrite:
     """One round of one pass over a program.
@@ -26,6 +28,7 @@ class Rewrite:
         self._busy: set[int] = set()
         self._names: dict[str, str] = {}
         self._values: dict[str, Value] = {}
+        self._bytes = 0
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a value."""
@@ -49,6 +52,11 @@ class Rewrite:
         """Whether none of these operations was changed in this round."""
         return self._busy.isdisjoint(numbers)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether new weights should wait for the next round, before which the old ones are let go."""
+        return self._bytes > MOST_BYTES
+
     def put(self, i: int, operation: Operation, *gone: int) -> None:
         """Replace operation i, and drop others that the new one stands for."""
         self.put_all(i, (operation,), gone)
@@ -62,6 +70,9 @@ class Rewrite:
     ) -> None:
         """Replace operation i by several, drop others; `values` describe the new names that they write."""
         self._busy |= {i, *gone}
+        old = {id(getattr(self.operations[k], "weight", None)) for k in (i, *gone)}
+        weights = [weight for op in operations if (weight := getattr(op, "weight", None)) is not None]
+        self._bytes += sum(weight.nbytes for weight in weights if id(weight) not in old)
         self._new |= dict.fromkeys(gone, ())
         self._new[i] = operations
         self._values |= {value.name: value for value in values}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def canonical(array: Array) -> Array:
     """Floating point of 16 and 64 bits as float32; -0.0, which masking leaves behind, as 0."""
     if array.dtype.kind == "f" or array.dtype.name == "bfloat16":
         with np.errstate(over="ignore"):
-            return np.asarray(array, np.float32) + np.float32(0)
+            return np.asarray(np.asarray(array, np.float32) + np.float32(0))  # numpy makes a number of a 0-d array
     return array
 
 
@@ -46,17 +47,26 @@ def _check(tensor: TensorProto) -> int:
     return check_shape(name, tuple(tensor.dims), numpy_dtype(tensor.data_type).name)
 
 
-def to_array(tensor: TensorProto, folder: Path | None) -> Array:
+def to_array(tensor: TensorProto, folder: Path | None, raw: bytes | None = None) -> Array:
     """A tensor's values, float32 for all floating point. Raises EngineError where it is incomplete.
 
     folder: where external data may lie; None where there is none, as with a model given as bytes.
+    raw: its raw data, where the tensor does not hold it.
     """
     _check(tensor)
     if tensor.data_location == TensorProto.EXTERNAL:
-        tensor = _with_external_data(tensor, folder)
+        raw = _external_data(tensor, folder)
     try:
-        # a copy: views into the parsed message would keep all of it alive
-        return np.array(canonical(numpy_helper.to_array(tensor)))
+        dtype = numpy_dtype(tensor.data_type)
+        if raw is None or dtype.isbuiltin != 1 or sys.byteorder != "little":
+            if raw is not None:
+                tensor = TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type, raw_data=raw)
+            stored = numpy_helper.to_array(tensor)
+        else:
+            stored = np.frombuffer(raw, dtype).reshape(tuple(tensor.dims))
+        found = canonical(stored)
+        # a view into the parsed message would keep all of it alive
+        return np.array(found) if found is stored or not found.flags.owndata else found
     except (ValueError, TypeError, KeyError) as error:
         raise EngineError(
             f"The weight '{tensor.name}' of shape {tuple(tensor.dims)} does not have the data that its shape "
@@ -64,8 +74,8 @@ def to_array(tensor: TensorProto, folder: Path | None) -> Array:
         ) from error
 
 
-def _with_external_data(tensor: TensorProto, folder: Path | None) -> TensorProto:
-    """The same tensor with its bytes read from the file beside the model."""
+def _external_data(tensor: TensorProto, folder: Path | None) -> bytes:
+    """A tensor's bytes from the file beside the model."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
     if folder is None:
@@ -92,8 +102,7 @@ def _with_external_data(tensor: TensorProto, folder: Path | None) -> TensorProto
         )
     with path.open("rb") as file:
         file.seek(offset)
-        raw = file.read(length)
-    return TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type, raw_data=raw)
+        return file.read(length)
 
 
 def sparse_to_array(sparse: onnx.SparseTensorProto, folder: Path | None, budget: Budget) -> Array:

@@ -55,7 +55,7 @@ def _axis_from_end(op: Convolution | Linear) -> int:
 def fold_scale_and_shift_after(rewrite: Rewrite) -> None:
     """(W x + b) a + c becomes (a W) x + (a b + c)."""
     for i, op in enumerate(rewrite.operations):
-        if not isinstance(op, LINEAR) or op.epilogue != Epilogue():
+        if not isinstance(op, LINEAR) or op.epilogue != Epilogue() or rewrite.is_full:
             continue
         j = rewrite.sole_reader(i)
         after = rewrite.operations[j] if j is not None else None
@@ -76,7 +76,7 @@ def fold_scale_and_shift_before(rewrite: Rewrite) -> None:
     for i, before in enumerate(rewrite.operations):
         j = rewrite.sole_reader(i) if isinstance(before, Elementwise) else None
         op = rewrite.operations[j] if j is not None else None
-        if j is None or not isinstance(op, LINEAR) or not isinstance(before, Elementwise):
+        if j is None or not isinstance(op, LINEAR) or not isinstance(before, Elementwise) or rewrite.is_full:
             continue
         if op.input != before.output or not rewrite.is_free(i, j):
             continue

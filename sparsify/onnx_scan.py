@@ -37,10 +37,11 @@ def scan(path: Path) -> tuple[bytes, list[Entry]]:
         if path.stat().st_size == 0:
             raise ValueError("it is empty")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _scan(data)
+            return scan_bytes(data)
 
 
-def _scan(data: mmap.mmap) -> tuple[bytes, list[Entry]]:
+def scan_bytes(data: bytes | mmap.mmap) -> tuple[bytes, list[Entry]]:
+    """As `scan`, of a file's content."""
     model, graph, entries = _Kept(data), _Kept(data), []
     for number, wire, start, content, end in _fields(data, 0, len(data)):
         if number != GRAPH or wire != BYTES:
@@ -60,7 +61,7 @@ def prefix(number: int, length: int) -> bytes:
     return _encoded(number << 3 | BYTES) + _encoded(length)
 
 
-def _entry(data: mmap.mmap, start: int, end: int) -> Entry:
+def _entry(data: bytes | mmap.mmap, start: int, end: int) -> Entry:
     head, raw = _Kept(data), None
     for number, wire, field, content, field_end in _fields(data, start, end):
         if number == RAW_DATA and wire == BYTES and field_end - content >= SMALL:
@@ -73,7 +74,7 @@ def _entry(data: mmap.mmap, start: int, end: int) -> Entry:
 class _Kept:
     """Ranges of the file that are read, neighbours as one."""
 
-    def __init__(self, data: mmap.mmap) -> None:
+    def __init__(self, data: bytes | mmap.mmap) -> None:
         self._data = data
         self._ranges: list[list[int]] = []
 
@@ -87,7 +88,7 @@ class _Kept:
         return b"".join(self._data[start:end] for start, end in self._ranges)
 
 
-def _fields(data: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int, int, int, int]]:
+def _fields(data: bytes | mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int, int, int, int]]:
     """Number, wire type, start, start of the content and end of each field of a message."""
     while at < end:
         start = at
@@ -107,7 +108,7 @@ def _fields(data: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int, int,
         yield tag >> 3, wire, start, content, at
 
 
-def _varint(data: mmap.mmap, at: int, end: int) -> tuple[int, int]:
+def _varint(data: bytes | mmap.mmap, at: int, end: int) -> tuple[int, int]:
     """A number and where it ends."""
     value = 0
     for shift in range(0, 70, 7):

@@ -1,0 +1,31 @@
+"""Weights that are mostly zeros take little memory between the file and the program."""
+
+import numpy as np
+import pytest
+
+from sparsify.engine.front import load
+from sparsify.engine.front.constants import LARGE, Constants
+
+
+@pytest.mark.parametrize("density", [0.0, 0.1, 0.9, 1.0])
+@pytest.mark.parametrize("shape", [(64, LARGE // 64), (3, 5), (), (0, 4)])
+def test_arrays_come_back_as_they_went_in(shape, density):
+    rng = np.random.default_rng(0)
+    array = np.asarray(rng.standard_normal(shape) * (rng.random(shape) < density), np.float32)
+    constants = Constants()
+    constants["w"] = array
+    value = constants.chosen({"v": "w"}).value("v")
+    assert (value.name, value.shape, value.dtype) == ("v", shape, "float32")
+    np.testing.assert_array_equal(constants["w"], array)
+    constants["w"][...] = 1  # a sparse one is a copy of its own
+    is_packed = array.size >= LARGE and density < 0.5
+    assert (constants["w"] == 1).all() != is_packed or array.size == 0
+
+
+def test_a_model_holds_its_sparse_weights_packed(make_model):
+    weight = np.zeros((512, 512), np.float32)
+    weight[:, 3] = 2
+    graph = load(make_model("g (float[1,512] x) => (float[] y) { y = MatMul(x, w) }", {"w": weight}))
+    first, second = graph.constants["w"], graph.constants["w"]
+    np.testing.assert_array_equal(first, weight)
+    assert not np.shares_memory(first, second)
