@@ -29,6 +29,12 @@ class Step:
     reads: tuple[Place, ...]
     writes: tuple[Place, ...]
 
+    @property
+    def replaced(self) -> Place | None:
+        """What the result may be written over."""
+        name = self.stage.replaces if isinstance(self.stage, Stage) else None
+        return next((place for place in self.reads if place[0] == name), None)
+
 
 @dataclass(frozen=True)
 class Row:
@@ -53,7 +59,7 @@ class Executable:
         self._pool = pool(self._library, threads)
         outside = {value.name for value in program.inputs} | set(program.outputs)
         self._plan = MemoryPlan(
-            dict(program.values), [(s.reads, s.writes) for s in steps], outside | set(program.constants)
+            dict(program.values), [(s.reads, s.writes, s.replaced) for s in steps], outside | set(program.constants)
         )
         self._constants = {name: np.asarray(array, order="C") for name, array in program.constants.items()}
         stages = [step.stage for step in steps if isinstance(step.stage, Stage)]

@@ -40,20 +40,25 @@ def byte_size(value: Value) -> int:
 class MemoryPlan:
     """Buffers for the places that steps read and write."""
 
-    def __init__(self, values: dict[str, Value], steps: Sequence[tuple[Sequence[Place], Sequence[Place]]],
-                 outside: set[str]) -> None:  # fmt: skip
-        """`steps`: what each reads and writes. C-ordered values named in `outside` get no buffer."""
+    def __init__(
+        self, values: dict[str, Value], steps: Sequence[tuple[Sequence[Place], Sequence[Place], Place | None]],
+        outside: set[str],
+    ) -> None:  # fmt: skip
+        """`steps`: what each reads and writes, and what of that it may write over. C-ordered values named in
+        `outside` get no buffer."""
         self._slots: list[_Slot] = []
         self._of: dict[Place, int] = {}
-        last = {place: number for number, (reads, writes) in enumerate(steps) for place in (*reads, *writes)}
+        last = {place: number for number, (reads, writes, _) in enumerate(steps) for place in (*reads, *writes)}
         free: list[int] = []
-        for number, (reads, writes) in enumerate(steps):
+        for number, (reads, writes, replaced) in enumerate(steps):
+            ending = [place for place in dict.fromkeys((*reads, *writes)) if last[place] == number]
+            if replaced is not None and replaced in self._of and replaced in ending and replaced[1] == writes[0][1]:
+                self._of[writes[0]] = self._of[replaced]
+                ending.remove(replaced)
             for place in writes:
                 if place not in self._of and not (place[0] in outside and place[1] is None):
                     self._take(place, values[place[0]], free)
-            for place in {*reads, *writes}:
-                if last[place] == number and place in self._of:
-                    free.append(self._of[place])
+            free += [self._of[place] for place in ending if place in self._of]
         arena = Arena(sum(lines(_bytes(slot)) for slot in self._slots))
         self._buffers = [_allocate(slot, arena) for slot in self._slots]
 

@@ -63,6 +63,7 @@ class Stage:
     constants: tuple[np.ndarray, ...] = ()
     layouts: Mapping[str, Layout] = field(default_factory=dict)  # of reads and writes that are not in C order
     code: bytes = b""  # machine code of this layer; its address is appended to `constants`
+    replaces: str | None = None  # one of `reads`: the result may be written over it, element by element
     scratch: int = 0  # bytes of scratch memory, shared by the stage's tiles and steps
     failure: str = ""  # the error where the stage leaves its scratch memory's first int64 at anything but 0
     steps: int = 1  # how often all tiles run, each time when the last has ended: recurrences in time

@@ -101,6 +101,7 @@ def blocked_stage(
         tiles=blocks * -(-vectors // panel),
         constants=tuple(copied(a) for a in (parameters, blocked.records, layer.where.table, blocked.stream)),
         layouts=layouts,
+        replaces=residual,
         code=blocked.code,
         flops=flops,
         density=layer.density,

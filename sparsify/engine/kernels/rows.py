@@ -20,6 +20,7 @@ from sparsify.engine.sliding import is_by_rows
 from sparsify.engine.stage import Context, Stage
 
 _RATE = 3.5e9  # vector operations a second and thread
+_BAND = 14  # rows that are worth the loading of those around them
 _TAPS = 3
 _NAMES = {
     (stride, largest): f"sparsify_rows_{'max' if largest else 'sum'}_{stride}"
@@ -45,9 +46,14 @@ def propose(operation: Operation, context: Context) -> Stage | None:
     starts = [int(layout.index()[0, 0, 0, 0]) for layout in (input, output)]
     top, left = operation.padding[:2]
     vectors = -(-output.width // context.target.width)
-    together = -(-channels // (context.threads * context.tuning.tiles_per_thread))
+    # In bands where there are enough rows: the kernels before and after share positions among threads, too.
+    bands = max(1, min(output.height // _BAND, context.threads * context.tuning.tiles_per_thread // 2))
+    band = -(-output.height // bands)
+    bands = -(-output.height // band)
+    together = -(-channels * bands // (context.threads * context.tuning.tiles_per_thread))
+    groups = -(-channels // together)
     numbers = [
-        channels, together, output.images, output.height, output.width,
+        channels, together, groups, band, output.images, output.height, output.width,
         starts[0] - top * input.pitch - left, input.channel, input.plane, input.pitch,
         starts[1], output.channel, output.plane, output.pitch,
     ]  # fmt: skip
@@ -59,7 +65,7 @@ def propose(operation: Operation, context: Context) -> Stage | None:
         function=_NAMES[stride, not isinstance(operation, Convolution)],
         reads=(operation.input,),
         writes=(operation.output,),
-        tiles=-(-channels // together),
+        tiles=groups * bands,
         constants=tuple(copied(array) for array in constants),
         layouts={operation.input: input, operation.output: output},
         flops=2.0 * operations * output.width,
@@ -69,7 +75,7 @@ def propose(operation: Operation, context: Context) -> Stage | None:
 
 
 def emit(module: Module) -> None:
-    """void sparsify_rows_<sum or max>_<stride>(buffers, constants, tile): some channels."""
+    """void sparsify_rows_<sum or max>_<stride>(buffers, constants, tile): some channels of a band of rows."""
     for (stride, largest), name in _NAMES.items():
         _Rows(Body(module, name), stride, largest).emit()
 
@@ -92,14 +98,16 @@ class _Rows:
         self.buffers, constants, self.tile = body.arguments
         parameters, self.weights, limits = (body.pointer(constants, i) for i in range(3))
         self.low, self.high = (body.splat(body.load(limits, i, F32)) for i in (0, 1))
-        numbers = body.numbers(parameters, 13)
-        self.channels, self.together, self.images, self.height, self.width = numbers[:5]
-        self.sides = (numbers[5:9], numbers[9:13])  # start, channel, plane and pitch of input and output
+        numbers = body.numbers(parameters, 15)
+        self.channels, self.together, self.groups, self.band, self.images, self.height, self.width = numbers[:7]
+        self.sides = (numbers[7:11], numbers[11:15])  # start, channel, plane and pitch of input and output
 
     def emit(self) -> None:
         """Two channels at a time where a row is one vector, else as many vectors as registers allow."""
         body, b, lanes = self.body, self.body.builder, self.body.module.width
-        first = b.mul(self.tile, self.together)
+        first = b.mul(b.urem(self.tile, self.groups), self.together)
+        self.top = b.mul(b.udiv(self.tile, self.groups), self.band)
+        self.bottom = body.smaller(self.height, b.add(self.top, self.band))
         last = body.smaller(self.channels, b.add(first, self.together))
         narrow = b.icmp_signed("<=", self.width, body.const(lanes))
         pairs = b.select(narrow, b.add(first, b.and_(b.sub(last, first), body.const(-2))), first)
@@ -138,8 +146,8 @@ class _Rows:
         begun: list[list[ir.Value]] = [[] for _ in units]
         for unit, sums in zip(units, begun, strict=True):
             for row in range(known):
-                self._take(unit, sums, row, body.const(row))
-        with body.loop(0, self.height, 1, [total for sums in begun for total in sums]) as turn:
+                self._take(unit, sums, row, b.add(b.mul(self.top, body.const(self.stride)), body.const(row)))
+        with body.loop(self.top, self.bottom, 1, [total for sums in begun for total in sums]) as turn:
             above = b.mul(turn.index, body.const(self.stride))
             following, left = [], turn.state
             for unit, sums in zip(units, begun, strict=True):
