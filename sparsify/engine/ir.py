@@ -154,6 +154,9 @@ class Body:
     def first_lanes(self, count: ir.Value) -> ir.Value:
         """A mask of the lanes below `count`, none where it is negative."""
         width = self.module.width
+        if self.module.target.level == "avx512":  # whose masks are numbers
+            count = self.smaller(self.at_least(count, 0), self.const(width))
+            return self.lanes(self.builder.sub(self.builder.shl(self.const(1), count), self.const(1)))
         numbers = ir.Constant(ir.VectorType(I64, width), list(range(width)))
         return self.builder.icmp_signed("<", numbers, self.splat(count))
 

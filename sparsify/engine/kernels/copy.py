@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from llvmlite import ir
 
-from sparsify.engine import transpose
-from sparsify.engine.ir import F32, I32, Body, Module
+from sparsify.engine import row_copy, transpose
+from sparsify.engine.ir import F32, Body, Module
 from sparsify.engine.layout import Planes
 from sparsify.engine.memory import copied
 from sparsify.engine.program import Operation, Shape
@@ -32,10 +32,13 @@ def copy_stage(value: str, shape: Shape, before: Layout, after: Layout) -> Stage
         return Stage("copy", MATRIX, (value,), (value,), tiles, (copied(numbers),), why="layout")
     source, target = before or _Contiguous(n, c, h, w), after or _Contiguous(n, c, h, w)
     if source.lanes == target.lanes == 1 and h * w > 1:
-        function, parameters, tiles = ROWS, _rows(source, target), c * _row_groups(n * c * h * w, c, h)
+        assert source.phases == (1, 1)
+        here, there = ((side.channel, side.plane, side.pitch, side.lead) for side in (source, target))
+        numbers, tiles = row_copy.cut(images, here, there, (*target.phases, *target.split), target.phase)
+        function = row_copy.function(ROWS, target.phases[1])
     else:
-        function, parameters, tiles = IMAGES, _images(source, target), c * _row_groups(n * c * h * w, c, h)
-    numbers = np.array([c, h, w, n, tiles // c, *parameters], np.int64)
+        function, tiles = IMAGES, c * _row_groups(n * c * h * w, c, h)
+        numbers = np.array([c, h, w, n, tiles // c, *_images(source, target)], np.int64)
     return Stage("copy", function, (value,), (value,), tiles, (copied(numbers),), why="layout")
 
 
@@ -78,16 +81,6 @@ def _row_groups(elements: int, channels: int, rows: int) -> int:
     return int(max(1, min(rows, elements // channels // 16384)))
 
 
-def _rows(source: Planes | _Contiguous, target: Planes | _Contiguous) -> list[int]:
-    assert source.phases == (1, 1)
-    down, right = target.phases
-    return [
-        source.channel, source.plane, source.pitch, source.lead,
-        target.channel, target.plane, target.pitch, target.lead,
-        down, right, target.split[0], target.split[1], target.phase,
-    ]  # fmt: skip
-
-
 def _images(source: Planes | _Contiguous, target: Planes | _Contiguous) -> list[int]:
     lanes = max(source.lanes, target.lanes)
     numbers = [lanes]
@@ -99,7 +92,7 @@ def _images(source: Planes | _Contiguous, target: Planes | _Contiguous) -> list[
 
 def emit(module: Module) -> None:
     """Add the copying functions."""
-    _emit_rows(module)
+    row_copy.emit(module, ROWS)
     _emit_images(module)
     transpose.emit(module, MATRIX)
 
@@ -138,78 +131,3 @@ def _emit_images(module: Module) -> None:
                 value = body.load(here[0], b.mul(lane.index, sides[0][2]), F32)
                 body.store(value, here[1], b.mul(lane.index, sides[1][2]))
     body.done()
-
-
-def _emit_rows(module: Module) -> None:
-    """Row by row; the target may be split by phase."""
-    body = Body(module, ROWS)
-    b = body.builder
-    buffers, constants, tile = body.arguments
-    numbers = body.numbers(body.pointer(constants, 0), 18)
-    _, height, width, images, groups = numbers[:5]
-    s_channel, s_plane, s_pitch, s_lead, t_channel, t_plane, t_pitch, t_lead = numbers[5:13]
-    down, right, kept_down, kept_right, phase = numbers[13:18]
-    channel, first, last = _share(body, tile, groups, height)
-    source = body.at(body.pointer(buffers, 0), b.add(s_lead, b.mul(channel, s_channel)), F32)
-    target = body.at(body.pointer(buffers, 1), b.add(t_lead, b.mul(channel, t_channel)), F32)
-    with body.loop(0, images) as image, body.loop(first, last) as row:
-        vertical = b.urem(row.index, down)
-        with b.if_then(b.icmp_signed("<", vertical, kept_down)):
-            read = b.add(b.mul(image.index, s_plane), b.mul(row.index, s_pitch))
-            write = b.add(b.mul(image.index, t_plane), b.mul(b.udiv(row.index, down), t_pitch))
-            write = b.add(write, b.mul(b.mul(vertical, kept_right), phase))
-            here, there = body.at(source, read, F32), body.at(target, write, F32)
-            with body.loop(0, kept_right) as horizontal:
-                count = b.udiv(b.add(b.sub(width, horizontal.index), b.sub(right, body.const(1))), right)
-                start = body.at(here, horizontal.index, F32)
-                _copy_row(body, start, body.at(there, b.mul(horizontal.index, phase), F32), right, count)
-    body.done()
-
-
-def _copy_row(body: Body, source: ir.Value, target: ir.Value, step: ir.Value, count: ir.Value) -> None:
-    """target[j] = source[j * step]: vectors for a step of 1 or 2, the last of them under a mask; one by one
-    for other steps."""
-    b, width = body.builder, body.module.width
-    short = b.icmp_signed("<=", step, body.const(2))
-    vectors = b.select(short, count, body.const(0))
-    # Whole vectors of step 2 would read one element past the last.
-    whole = b.and_(body.at_least(b.sub(vectors, body.const(1)), 0), body.const(-width))
-    is_plain = b.icmp_signed("==", step, body.const(1))
-    everything = ir.Constant(ir.VectorType(ir.IntType(1), width), [1] * width)
-    with body.loop(0, whole, width) as j, b.if_else(is_plain) as (plain, every_other):
-        with plain:
-            vector = body.masked_load(body.at(source, j.index, F32), everything)
-            body.masked_store(vector, body.at(target, j.index, F32), everything)
-        with every_other:
-            _every_other(body, source, target, j.index, everything, everything, everything)
-    left = b.sub(vectors, whole)
-    with b.if_then(b.icmp_signed(">", left, body.const(0))):
-        mask = body.first_lanes(left)
-        with b.if_else(is_plain) as (plain, every_other):
-            with plain:
-                vector = body.masked_load(body.at(source, whole, F32), mask)
-                body.masked_store(vector, body.at(target, whole, F32), mask)
-            with every_other:
-                read = b.sub(b.mul(left, body.const(2)), body.const(1))
-                rest = body.first_lanes(b.sub(read, body.const(width)))
-                _every_other(body, source, target, whole, body.first_lanes(read), rest, mask)
-    with body.loop(vectors, count) as j:
-        body.store(body.load(source, b.mul(j.index, step), F32), target, j.index)
-
-
-def _every_other(
-    body: Body,
-    source: ir.Value,
-    target: ir.Value,
-    index: ir.Value,
-    low: ir.Value,
-    high: ir.Value,
-    mask: ir.Value,
-) -> None:
-    """One vector of every other element, from the two that masks `low` and `high` read."""
-    width = body.module.width
-    evens = ir.Constant(ir.VectorType(I32, width), [2 * i for i in range(width)])
-    start = body.at(source, body.builder.mul(index, body.const(2)), F32)
-    first, second = body.masked_load(start, low), body.masked_load(body.at(start, width, F32), high)
-    vector = body.builder.shuffle_vector(first, second, evens)
-    body.masked_store(vector, body.at(target, index, F32), mask)

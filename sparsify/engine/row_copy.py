@@ -1,0 +1,118 @@
+"""Copying planes row by row, on the way split by phase: elements that a step of 1, 2 or more columns apart go
+to a plane of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from llvmlite import ir
+
+from sparsify.engine.ir import F32, I32, Body, Module
+
+STEPS = (1, 2, 0)  # columns from one element of a phase to the next; 0: any number, one element at a time
+_TILE = 8192  # elements that make a tile worth its claim
+_BANDS = 8  # of rows, so that what a thread copies is more or less what it has written and will read
+
+
+def function(prefix: str, step: int) -> str:
+    """The function that copies with a step of so many columns."""
+    return f"{prefix}_{step if step in STEPS else 0}"
+
+
+def cut(
+    shape: tuple[int, int, int, int], source: Sequence[int], target: Sequence[int], phases: Sequence[int], apart: int
+) -> tuple[np.ndarray, int]:
+    """The parameters of the functions that `emit` adds, and the tiles.
+
+    source, target: floats from one channel, image and row to the next, and before the first element. phases:
+    vertical and horizontal ones, and how many of both are kept; `apart` floats from one to the next.
+    """
+    n, c, h, w = shape
+    rows = -(-h // phases[0])  # of a phase
+    bands = max(1, min(rows, _BANDS, n * c * h * w // _TILE))
+    band = -(-rows // bands)
+    bands = -(-rows // band)
+    together = max(1, min(c, _TILE // (n * band * phases[0] * w)))
+    groups = -(-c // together)
+    numbers = [c, h, w, n, together, groups, rows, band, *source, *target, *phases, apart]
+    return np.array(numbers, np.int64), bands * groups
+
+
+def emit(module: Module, prefix: str) -> None:
+    """Add `void <prefix>_<step>(buffers, constants, tile)`: some channels of a band of rows."""
+    for step in STEPS:
+        body = Body(module, function(prefix, step))
+        b = body.builder
+        buffers, constants, tile = body.arguments
+        numbers = body.numbers(body.pointer(constants, 0), 21)
+        channels, height, width, images, together, groups, rows, band = numbers[:8]
+        s_channel, s_plane, s_pitch, s_lead, t_channel, t_plane, t_pitch, t_lead = numbers[8:16]
+        down, right, kept_down, kept_right, phase = numbers[16:]
+        first = b.mul(b.urem(tile, groups), together)
+        last = body.smaller(channels, b.add(first, together))
+        top = b.mul(b.udiv(tile, groups), band)
+        bottom = body.smaller(rows, b.add(top, band))
+        with body.loop(0, images) as image, body.loop(first, last) as channel:
+            sides = []
+            for i, (lead, plane, by_channel) in enumerate(((s_lead, s_plane, s_channel), (t_lead, t_plane, t_channel))):
+                place = b.add(lead, b.add(b.mul(image.index, plane), b.mul(channel.index, by_channel)))
+                sides.append(body.at(body.pointer(buffers, i), place, F32))
+            with body.loop(top, bottom) as row, body.loop(0, kept_down) as vertical:
+                above = b.add(b.mul(row.index, down), vertical.index)
+                with b.if_then(b.icmp_signed("<", above, height)):
+                    here = body.at(sides[0], b.mul(above, s_pitch), F32)
+                    below = b.add(b.mul(row.index, t_pitch), b.mul(b.mul(vertical.index, kept_right), phase))
+                    there = body.at(sides[1], below, F32)
+                    _ROW[step](body, here, there, width, right, kept_right, phase)
+        body.done()
+
+
+def _vectors(body: Body, count: ir.Value) -> Iterator[tuple[ir.Value, ir.Value]]:
+    """Where the vectors of `count` elements begin, and how many elements are left there."""
+    with body.loop(0, count, body.module.width) as turn:
+        yield turn.index, body.builder.sub(count, turn.index)
+
+
+def _plain(body: Body, source: ir.Value, target: ir.Value, width: ir.Value, *_: ir.Value) -> None:
+    for place, left in _vectors(body, width):
+        mask = body.first_lanes(left)
+        body.masked_store(body.masked_load(body.at(source, place, F32), mask), body.at(target, place, F32), mask)
+
+
+def _every_other(
+    body: Body, source: ir.Value, target: ir.Value, width: ir.Value, _: ir.Value, kept: ir.Value, phase: ir.Value
+) -> None:
+    """Even columns to one phase and, where it is kept, odd ones to the next."""
+    b, lanes = body.builder, body.module.width
+    kind = ir.VectorType(I32, lanes)
+    even, odd = (ir.Constant(kind, [2 * i + first for i in range(lanes)]) for first in (0, 1))
+    both = b.icmp_signed("==", kept, body.const(2))
+    for place, left in _vectors(body, b.udiv(b.add(width, body.const(1)), body.const(2))):
+        start = b.mul(place, body.const(2))
+        rest = b.sub(width, start)
+        pair = [
+            body.masked_load(body.at(source, b.add(start, body.const(i)), F32),
+                             body.first_lanes(b.sub(rest, body.const(i))))
+            for i in (0, lanes)
+        ]  # fmt: skip
+        body.masked_store(b.shuffle_vector(*pair, even), body.at(target, place, F32), body.first_lanes(left))
+        with b.if_then(both):
+            further = body.at(target, b.add(phase, place), F32)
+            odd_left = b.udiv(rest, body.const(2))
+            body.masked_store(b.shuffle_vector(*pair, odd), further, body.first_lanes(odd_left))
+
+
+def _one_by_one(
+    body: Body, source: ir.Value, target: ir.Value, width: ir.Value, step: ir.Value, kept: ir.Value, phase: ir.Value
+) -> None:
+    b = body.builder
+    with body.loop(0, kept) as horizontal:
+        count = b.udiv(b.add(b.sub(width, horizontal.index), b.sub(step, body.const(1))), step)
+        here = body.at(source, horizontal.index, F32)
+        there = body.at(target, b.mul(horizontal.index, phase), F32)
+        with body.loop(0, count) as i:
+            body.store(body.load(here, b.mul(i.index, step), F32), there, i.index)
+
+
+_ROW = {1: _plain, 2: _every_other, 0: _one_by_one}
