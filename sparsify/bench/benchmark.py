@@ -83,7 +83,7 @@ def benchmark(
     settings = [[*changes, f"topology.sparsity={s}"] for s in sparsities] or [list(changes)]
     machine = describe_machine(max(counts))
     usable, left_out = _usable(runtimes)
-    observer = Observer()
+    observer = Observer(min(max(counts), available_cores()))
     rows: list[Row] = []
     largest_error, done = 0.0, 0
     with tempfile.TemporaryDirectory(prefix="sparsify-bench-") as folder:

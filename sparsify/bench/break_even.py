@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from sparsify.bench.results import BreakEven, Row
-from sparsify.bench.statistics import Interval, sign
+from sparsify.bench.statistics import NOISE, Interval, sign
 
 Ratio = Callable[[Row], Interval | None]
 
@@ -39,5 +39,6 @@ def _crossing(rows: Sequence[Row], ratio: Ratio) -> float | None:
     if above is None or below is None:
         return above and above[0]
     slow, fast = 1 / below[1].median, 1 / above[1].median  # time of the sparse model in that of the dense one
-    share = (slow - 1) / (slow - fast) if slow > 1 else 0.0
+    level = 1 / (1 + NOISE)  # from which on it counts as faster
+    share = (slow - level) / (slow - fast) if slow > level else 0.0
     return below[0] + share * (above[0] - below[0])

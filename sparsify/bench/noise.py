@@ -6,11 +6,12 @@ import hashlib
 import os
 import statistics
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 DRIFT, OTHERS, STOLEN = 1.10, 0.10, 0.02  # beyond these a machine is called noisy
-BLOCK = bytes(1 << 20)
+BLOCK = bytes(1 << 22)
 REPEATS = 8
 
 
@@ -43,7 +44,9 @@ class Noise:
 class Observer:
     """Gathers noise over the timed parts of a benchmark; what lies between `stop` and `start` does not count."""
 
-    def __init__(self) -> None:
+    def __init__(self, threads: int) -> None:
+        """threads: that the reference loop keeps busy, as the models do."""
+        self._threads = threads
         self._load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
         self._reference: list[float] = []
         self._busy = self._stolen = self._available = self._ours = 0.0
@@ -54,7 +57,7 @@ class Observer:
 
     def tick(self) -> None:
         """Time the reference loop."""
-        self._reference.append(1e3 * reference_loop())
+        self._reference.append(1e3 * reference_loop(self._threads))
 
     def stop(self, ours: float) -> None:
         """ours: CPU seconds that the timed processes took since `start`."""
@@ -77,13 +80,15 @@ class Observer:
         )
 
 
-def reference_loop() -> float:
-    """Seconds of a piece of work that is always the same and needs one core and little memory: the median of some."""
+def reference_loop(threads: int) -> float:
+    """Seconds until each of `threads` threads has done a piece of work that is always the same: the median of some."""
     times = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        hashlib.sha256(BLOCK)
-        times.append(time.perf_counter() - start)
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(REPEATS):
+            start = time.perf_counter()
+            for done in [pool.submit(hashlib.sha256, BLOCK) for _ in range(threads)]:
+                done.result()
+            times.append(time.perf_counter() - start)
     return statistics.median(times)
 
 

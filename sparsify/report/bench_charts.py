@@ -77,14 +77,14 @@ def layers_chart(row: Row, title: str, colour: str) -> str:
     """What each step of a run takes, in their order, before that of the dense twin where it has a step of that name."""
     assert row.sparse is not None
     steps, rest = _large(row.sparse.layers)
-    twin = {layer.name: layer.ms for layer in (row.dense.layers if row.dense is not None else [])}
-    longest = max(max(step.ms, twin.get(step.name, 0.0)) for step in steps)
+    twin = _of_the_same_name(row.sparse.layers, row.dense.layers if row.dense is not None else [])
+    longest = max(max(step.ms, twin.get(id(step), 0.0)) for step in steps)
     words = [f"{s.ms:.3g} ms" + ("" if s.density is None else f", {s.density:.0%} dense") for s in steps]
     left = 16 + LETTER * max(len(_short(step.name)) for step in steps)
     room = WIDTH - left - 12 - LETTER * max(map(len, words))
     parts = []
     for i, step in enumerate(steps):
-        y, dense = 4.0 + 16 * i, twin.get(step.name)
+        y, dense = 4.0 + 16 * i, twin.get(id(step))
         said = f"{step.name}: {step.operation}, {words[i]}"
         bars = text(_short(step.name), left - 8, y + 11, class_="axis", text_anchor="end")
         if dense is not None:
@@ -156,6 +156,14 @@ def _large(layers: Sequence[LayerTime]) -> tuple[list[LayerTime], list[LayerTime
     least = SMALL * sum(layer.ms for layer in layers)
     large = [layer for layer in layers if layer.ms >= least and layer.ms > 0] or list(layers[:1])
     return large, [layer for layer in layers if layer not in large]
+
+
+def _of_the_same_name(layers: Sequence[LayerTime], others: Sequence[LayerTime]) -> dict[int, float]:
+    """The others' times by the id of the layer: the n-th of a name belongs to the n-th of that name."""
+    queues: dict[str, list[float]] = {}
+    for other in others:
+        queues.setdefault(other.name, []).append(other.ms)
+    return {id(layer): queues[layer.name].pop(0) for layer in layers if queues.get(layer.name)}
 
 
 def _short(name: str, longest: int = 26) -> str:

@@ -14,7 +14,8 @@ from sparsify.bench.results import BreakEven, Report, Row
 from sparsify.bench.statistics import Interval, sign
 from sparsify.report.tables import human_count
 
-FEW = 8  # rows of which verdicts are spelled out
+FEW = 12  # rows of which verdicts are spelled out
+RESTLESS = 1.5  # slowest round over fastest, beyond which a machine is called noisy
 SLOWEST = 10  # layers that are shown of each runtime
 STYLES = {1: "green", -1: "red", 0: "", None: "dim"}
 
@@ -24,7 +25,7 @@ def bench_table(report: Report) -> RenderableType:
     parts: list[RenderableType] = [Text(_machine(report))]
     for source, rows in by_source(report.rows).items():
         parts.append(_times(source, rows))
-        if len({(row.sparsity, row.batch, row.threads) for row in rows}) == 1 and rows[0].sparse is not None:
+        if len(cases(rows)) == 1 and rows[0].sparse is not None:
             parts.append(_costs(rows))
         parts += [_layers(row) for row in rows if row.sparse is not None and row.sparse.layers]
     return Group(*parts, Text("\n".join(notes(report))))
@@ -38,18 +39,28 @@ def by_source(rows: Sequence[Row]) -> dict[str, list[Row]]:
     return found
 
 
+def cases(rows: Sequence[Row]) -> dict[tuple[float, int, int], list[Row]]:
+    """Rows of one source by their sparsity, batch and number of threads."""
+    found: dict[tuple[float, int, int], list[Row]] = {}
+    for row in rows:
+        found.setdefault((row.sparsity, row.batch, row.threads), []).append(row)
+    return found
+
+
 def notes(report: Report) -> list[str]:
-    """What was found, in sentences: verdicts where there are few, break-even, noise, and what was left out."""
+    """What was found, in sentences: verdicts of what is no sweep, break-even, noise, and what was left out."""
     found = []
-    if len(report.rows) <= FEW:
-        found += [f"{row.source} in {row.version}: {row.verdict}." for row in report.rows]
-        found += _against_the_best(report.rows)
+    single = [row for rows in by_source(report.rows).values() if len(cases(rows)) == 1 for row in rows]
+    if len(single) <= FEW:
+        found += [f"{row.source} in {row.version}: {row.verdict}." for row in single]
+        found += _against_the_best(single)
     found += [_break_even(each) for each in report.break_even]
     found += [f"Left out: {what}, because {why}." for what, why in report.left_out.items()]
     settled = [row for row in report.rows if not all(m is None or m.stable for m in (row.sparse, row.dense))]
     found += [f"Times of {row.source} in {row.runtime} never settled while it warmed up." for row in settled]
-    if report.noise is not None and report.noise.complaints():
-        found.append(f"This machine is noisy: {'; '.join(report.noise.complaints())}. Close other programs.")
+    complaints = [*(report.noise.complaints() if report.noise is not None else []), *_restless(report.rows)]
+    if complaints:
+        found.append(f"This machine is noisy: {'; '.join(complaints)}. Close other programs.")
     ratio = report.rows[0].speed_up if report.rows else None
     sure = f" with {ratio.confidence:.1%} confidence" if ratio is not None and ratio.confidence else ""
     found.append(
@@ -60,11 +71,6 @@ def notes(report: Report) -> list[str]:
     return found
 
 
-def layers_of(report: Report) -> list[Row]:
-    """Rows whose runtime told the times of its layers."""
-    return [row for row in report.rows if row.sparse is not None and row.sparse.layers]
-
-
 def _times(source: str, rows: list[Row]) -> Table:
     size = f", {human_count(rows[0].file_bytes)}B" if rows[0].file_bytes else ""
     table = _table(f"{source}{size if len({row.file_bytes for row in rows}) == 1 else ''}")
@@ -72,12 +78,10 @@ def _times(source: str, rows: list[Row]) -> Table:
     heads = ["zeros", *["batch"] * batches, *["threads"] * threads, "runtime", "sparse ms", "dense ms", "speed-up"]
     for name in [*heads, "over best", "p99 ms"]:
         table.add_column(name, justify="left" if name == "runtime" else "right", no_wrap=True)
-    before: tuple[float, int, int] | None = None
-    for row in rows:
-        case = (row.sparsity, row.batch, row.threads)
-        if before is not None and case != before:
+    for row in [row for case in cases(rows).values() for row in (*case, None)][:-1]:
+        if row is None:
             table.add_section()
-        before = case
+            continue
         place: list[Any] = [f"{row.sparsity:.1%}", *[str(row.batch)] * batches, *[str(row.threads)] * threads]
         best = row.against_best
         table.add_row(
@@ -149,11 +153,8 @@ def _spread(value: Interval) -> str:
 
 def _against_the_best(rows: list[Row]) -> list[str]:
     """What sparsity buys a user who would otherwise deploy the dense model in whatever runs it fastest."""
-    cases: dict[tuple[str, float, int, int], list[Row]] = {}
-    for row in rows:
-        cases.setdefault((row.source, row.sparsity, row.batch, row.threads), []).append(row)
     lines = []
-    for (source, *_), mine in cases.items():
+    for source, mine in by_source(rows).items():
         dense, sparse = min(mine, key=lambda r: r.dense_ms.median), min(mine, key=lambda r: r.sparse_ms.median)
         paired = sparse.against_best
         ratio = paired.median if paired is not None else dense.dense_ms.median / sparse.sparse_ms.median
@@ -161,6 +162,12 @@ def _against_the_best(rows: list[Row]) -> list[str]:
             f"{source}: {sparse.runtime} sparse is {ratio:.2f}x as fast as {dense.runtime} dense, the best of each."
         )
     return lines
+
+
+def _restless(rows: Sequence[Row]) -> list[str]:
+    sides = [m for row in rows for m in (row.sparse, row.dense) if m is not None]
+    widest = max((max(m.rounds_ms) / min(m.rounds_ms) for m in sides), default=1.0)
+    return [f"rounds of the same thing differ by up to {widest:.1f}x"] if widest > RESTLESS else []
 
 
 def _break_even(found: BreakEven) -> str:

@@ -52,9 +52,17 @@ def test_a_grid_fits_a_hundred_columns_and_breaks_even_in_words(report):
     assert text.count("torch_eager_long") >= len(rows) and "too few rounds" not in text
 
 
+def with_rounds(row, rounds):
+    sparse, dense = (dataclasses.replace(side, rounds_ms=rounds) for side in (row.sparse, row.dense))
+    return dataclasses.replace(row, sparse=sparse, dense=dense)
+
+
 def test_a_noisy_machine_is_called_so(report):
-    quiet = dataclasses.replace(report, noise=Noise([1.0, 1.05], others=0.05, stolen=0.0))
+    rows = [with_rounds(row, [1.0, 1.4]) for row in report.rows]
+    quiet = dataclasses.replace(report, rows=rows, noise=Noise([1.0, 1.05], others=0.05, stolen=0.0))
     assert "noisy" not in shown(bench_table(quiet))
+    restless = dataclasses.replace(quiet, rows=[with_rounds(row, [1.0, 1.7]) for row in report.rows])
+    assert "rounds of the same thing differ by up to 1.7x" in " ".join(shown(bench_table(restless)).split())
     noisy = dataclasses.replace(report, noise=Noise([1.0, 1.5], others=0.4, stolen=0.1))
     said = " ".join(shown(bench_table(noisy)).split())
     assert "between 1x and 1.50x of its time; other programs took 40% of the CPU time; the hypervisor gave 10%" in said
