@@ -101,8 +101,10 @@ def test_resumed_bit_for_bit(run, data, tmp_path):
 def test_exported_and_run(run, tmp_path):
     written = [export(run, name, tmp_path / f"model.{name}") for name in ("onnx", "safetensors")]
     assert written[0].digest == written[1].digest == inspect(run).mask_digest
-    found = read_model(written[1].path)
-    module, network = build_module(found), found.metadata.network
+    found = [read_model(file.path) for file in written]
+    modules, network = [build_module(model) for model in found], found[0].metadata.network
+    tensors = [module.state_dict() for module in modules]
+    assert all(torch.equal(tensor, tensors[1][name]) for name, tensor in tensors[0].items())
     sessions = [
         onnxruntime.InferenceSession(written[0].path, providers=["CPUExecutionProvider"]),
         InferenceSession(written[0].path, threads=1),
@@ -111,7 +113,7 @@ def test_exported_and_run(run, tmp_path):
         for length in (LENGTH, LENGTH // 2) if network.vocabulary else (None,):
             inputs = network.sample(count, length, seed=count)
             with torch.no_grad():
-                expected = module(torch.from_numpy(inputs)).numpy()
+                expected = modules[0](torch.from_numpy(inputs)).numpy()
             for session in sessions:
                 (outputs,) = session.run(None, {"input": inputs})
                 np.testing.assert_allclose(outputs, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())

@@ -18,7 +18,6 @@ from sparsify.errors import FormatError, RecipeError
 from sparsify.files import DiskError
 from sparsify.formats import densified, load_format, read_model
 from sparsify.formats._module import build_module
-from sparsify.recipe import recipe_names
 from sparsify.sources import export, open_source
 from sparsify.topology.digest import mask_digest
 from sparsify.training.checkpoint import read_checkpoint
@@ -113,16 +112,6 @@ def test_onnx_is_valid_dynamic_and_agrees_with_torch(finished_run, tmp_path):
         with torch.no_grad():
             expected = module(torch.from_numpy(inputs)).numpy()
         np.testing.assert_allclose(session.run(None, {"input": inputs})[0], expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("source", recipe_names())
-@pytest.mark.parametrize("name", FORMATS)
-def test_a_file_becomes_the_same_torch_module_again(name, source, tmp_path):
-    model = open_source(source, ["model.width_multiplier=0.25"])
-    path = tmp_path / f"model{load_format(name).SUFFIX}"
-    load_format(name).write(model, path)
-    again = build_module(read_model(path)).state_dict()
-    assert all(np.array_equal(again[key].numpy(), tensor) for key, tensor in model.tensors.items())
 
 
 def test_run_that_is_not_finished_gives_its_last_checkpoint(tmp_path, short_recipe):

@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from sparsify.errors import SparsifyError
+from sparsify.recipe import load_recipe, recipe_names
 from sparsify.report.inspection import inspect
 from sparsify.report.plots import plot_inspection
 from sparsify.report.tables import bar, human_count, inspection_table
@@ -41,6 +42,14 @@ def test_run_and_files_show_the_same(finished_run, tmp_path):
         changes = {"source": found.source, "metrics": found.metrics}
         assert dataclasses.replace(of_run, **changes) == found
     assert of_run.metrics[-1]["step"] == 60
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_can_be_inspected(name):
+    recipe, found = load_recipe(name), inspect(name, ["model.width_multiplier=0.25"])
+    assert found.facts["data"] == recipe.data.name and found.plan.ratio < 1
+    assert found.sparsity == pytest.approx(recipe.topology.sparsity, abs=0.01)
+    assert "Training by rigl" in shown(inspection_table(found))
 
 
 def test_settings_of_a_recipe_can_be_tried():
