@@ -18,7 +18,7 @@ from sparsify.topology.positions import Positions
 from sparsify.topology.select import largest, widen
 
 Score = Callable[[Connections], Tensor]
-BLOCK = 1 << 22  # entries of the dense gradient that exist at a time: 16 MB
+BLOCK = 1 << 18  # entries of the dense gradient that exist at a time: 1 MB, so that they stay in the cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,9 +77,10 @@ def _scores(layer: SparseLinear, kept: Tensor, score: Score, random: torch.Gener
 def dense_gradient(layer: SparseLinear, start: int, stop: int) -> Tensor:
     """Rows start to stop of the gradient of W, [rows, in], from what the tape holds."""
     assert layer.tape
-    total = torch.zeros(())
-    for x, errors in layer.tape:
-        total = total + errors[start:stop] @ x.t()
+    (x, errors), *more = layer.tape
+    total = errors[start:stop] @ x.t()
+    for x, errors in more:
+        total.addmm_(errors[start:stop], x.t())
     return total
 
 

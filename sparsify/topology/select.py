@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
+
+_PERMUTED = 1 << 20  # numbers of which a whole permutation is drawn, 8 MB
 
 
 def largest(score: Tensor, count: int) -> Tensor:
@@ -42,5 +45,24 @@ def drop_and_grow(mask: Tensor, drop_score: Tensor, grow_score: Tensor, count: i
 def random_mask(shape: tuple[int, ...], count: int, generator: torch.Generator) -> Tensor:
     """Mask with exactly `count` connections, all sets of that size equally likely."""
     mask = torch.zeros(torch.Size(shape).numel(), dtype=torch.bool)
-    mask[torch.randperm(mask.numel(), generator=generator)[:count]] = True
+    mask[random_positions(mask.numel(), count, generator)] = True
     return mask.reshape(shape)
+
+
+def random_positions(size: int, count: int, generator: torch.Generator) -> Tensor:
+    """`count` different numbers below `size`, all sets of that size equally likely: int64, ascending.
+
+    Of few numbers a permutation is drawn; of many as many as are wanted, again where some came twice, so that
+    memory goes with `count`.
+    """
+    if size <= _PERMUTED:
+        return torch.randperm(size, generator=generator)[:count].sort().values
+    if count > size // 2:
+        absent = random_positions(size, size - count, generator)
+        return torch.ones(size, dtype=torch.bool).index_fill_(0, absent, False).nonzero().squeeze(1)
+    found = np.zeros(0, np.int64)
+    while len(found) < count:
+        more = torch.randint(size, (count - len(found) + count // 8 + 16,), generator=generator)
+        drawn = np.concatenate([found, more.numpy()])
+        found = drawn[np.sort(np.unique(drawn, return_index=True)[1])][:count]  # the first that came, each once
+    return torch.from_numpy(np.sort(found))

@@ -1,11 +1,14 @@
 """Exact selection against a sort that anyone can check."""
 
+from collections import Counter
+
 import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsify.topology.select import drop_and_grow, largest, random_mask
+from sparsify.topology import select
+from sparsify.topology.select import drop_and_grow, largest, random_mask, random_positions
 
 scores = st.lists(st.integers(-3, 3), min_size=1, max_size=40)  # few values: many ties
 
@@ -58,3 +61,25 @@ def test_random_masks_have_exact_counts(size, count, seed):
 def test_ties_beyond_the_precision_of_an_estimate():
     score = torch.zeros(100_000)
     assert largest(score, 33_333).nonzero().flatten().tolist() == list(range(33_333))
+
+
+@given(st.integers(1, 400), st.floats(0, 1), st.integers(0, 20), st.sampled_from([0, 1 << 20]))
+def test_random_positions_are_as_many_as_wanted_and_ascend(size, share, seed, permuted):
+    count, before = round(share * size), select._PERMUTED
+    select._PERMUTED = permuted
+    try:
+        found, same = (random_positions(size, count, torch.Generator().manual_seed(seed)) for _ in range(2))
+    finally:
+        select._PERMUTED = before
+    assert len(found) == count and bool((found.diff() > 0).all()) and torch.equal(found, same)
+    assert not count or (int(found[0]) >= 0 and int(found[-1]) < size)
+
+
+def test_random_positions_without_a_permutation_are_equally_likely(monkeypatch):
+    """Each of the 10 sets of 2 out of 5 comes up about a tenth of the time: chi-square with 9 degrees of freedom."""
+    monkeypatch.setattr(select, "_PERMUTED", 0)
+    random, draws = torch.Generator().manual_seed(0), 4000
+    for count in (2, 3):  # drawn, and drawn as what is absent
+        counts = Counter(tuple(random_positions(5, count, random).tolist()) for _ in range(draws))
+        assert sum((found - draws / 10) ** 2 / (draws / 10) for found in counts.values()) < 27.9  # 0.1 % are above
+        assert len(counts) == 10

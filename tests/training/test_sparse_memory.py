@@ -1,0 +1,79 @@
+"""Nothing of the dense weights' size is ever made: drawn, trained, grown, saved and loaded."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+import tracemalloc
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sparsify.nn import SparseLinear, growth
+from sparsify.topology import select
+from sparsify.topology.masks import Masks
+from sparsify.topology.schedules import UpdateSchedule
+from sparsify.topology.select import random_positions
+from sparsify.training.checkpoint import Window, load_checkpoint, read_checkpoint, save_checkpoint
+from sparsify.training.compute import positions_of
+from sparsify.training.snapshot import load_method
+from sparsify.training.step import Topology, TrainState, finish_step, record_gradients
+
+SIZE, COUNT, BATCH = 1024, 2600, 8
+
+
+class Watcher(TorchDispatchMode):
+    """The largest tensor that any operation of torch makes, in elements of its storage."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for item in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(item, Tensor):
+                self.largest = max(self.largest, item.untyped_storage().nbytes() // item.element_size())
+        return result
+
+
+def life(method: str, folder: Path) -> TrainState:
+    """Eight steps with two updates, a checkpoint and its reading."""
+    random = torch.Generator().manual_seed(0)
+    layers = [SparseLinear(SIZE, SIZE, random_positions(SIZE * SIZE, COUNT, random)) for _ in range(2)]
+    model = nn.Sequential(layers[0], nn.ReLU(), layers[1])
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    state = TrainState(model, optimizer, Masks({}, positions=positions_of(model)))
+    topology = Topology(load_method(method), UpdateSchedule(delta_t=3, alpha=0.5, t_end=6), seed=0)
+    for _ in range(8):
+        record_gradients(state, topology)
+        model(torch.randn(BATCH, SIZE, generator=random)).square().mean().backward()
+        state = finish_step(state, topology, clip_norm=1.0)
+    save_checkpoint(folder / "checkpoint.pt", state, Window(torch.zeros(())), 0)
+    return load_checkpoint(folder / "checkpoint.pt", read_checkpoint(folder / "checkpoint.pt"), state)[0]
+
+
+@pytest.mark.parametrize("method", ["rigl", "set", "static"])
+def test_largest_tensor_and_peak_of_arrays(method, tmp_path, monkeypatch):
+    monkeypatch.setattr(growth, "BLOCK", 16 * SIZE)
+    monkeypatch.setattr(select, "_PERMUTED", 0)
+    life(method, tmp_path)  # what is imported or compiled once is there now
+    tracemalloc.start()
+    try:
+        with Watcher() as watcher:
+            state = life(method, tmp_path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (state.updates == 2) == (method != "static") and sum(state.masks.nonzeros().values()) == 2 * COUNT
+    assert COUNT <= watcher.largest <= 16 * SIZE + COUNT, "more than a block of the dense gradient"
+    assert peak < SIZE * SIZE, f"{peak} bytes of arrays, and a mask would have {SIZE * SIZE}"
+
+
+def test_the_experiment_runs(monkeypatch, capsys):
+    script = Path(__file__).parents[2] / "experiments/sparse_memory.py"
+    monkeypatch.setattr(sys, "argv", ["sparse_memory", "--width", "1500", "--steps", "6"])
+    runpy.run_path(str(script), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert printed.count("connections grown") == 2 and printed.count("peak") == 6
