@@ -41,8 +41,9 @@ def prepare(source: str, folder: Path, changes: Sequence[str] = (), twin: Path |
     folder.mkdir(parents=True)
     sparse, dense = folder / "sparse.onnx", folder / "dense.onnx"
     model = open_source(source, changes)
-    if model.metadata is not None:
-        if Path(source).suffix == onnx_format.SUFFIX:
+    own_file = Path(source).suffix == onnx_format.SUFFIX
+    if model.metadata is not None and not (own_file and model.metadata.uncut_shapes):
+        if own_file:
             sparse = Path(source)
         else:
             onnx_format.write(model, sparse)

@@ -167,6 +167,7 @@ def export(
     encoding: Annotated[str | None, typer.Option(help="onnx: weights dense, packed or sparse-tensor.")] = None,
     values: Annotated[str | None, typer.Option(help="Stored weights as float32, float16 or bfloat16.")] = None,
     prune: Annotated[float | None, typer.Option(help="Magnitude-prune another program's model, as 0.9.")] = None,
+    compact: Annotated[bool, typer.Option("--compact", help="Cut dead neurons and channels away.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     method: Method = None,
     distribution: Distribution = None,
@@ -183,7 +184,7 @@ def export(
     from sparsify.cli.progress import export_with_progress
 
     changes = _topology_changes(set, method, distribution, sparsity, seed)
-    options = {"packed": packed, "encoding": encoding, "values": values, "prune": prune}
+    options = {"packed": packed, "encoding": encoding, "values": values, "prune": prune, "compact": compact}
     written = export_with_progress(source, format, out, force, changes, options, quiet=json)
     if json:
         print_json({**dataclasses.asdict(written), "path": str(written.path)})
@@ -192,6 +193,12 @@ def export(
     console.print(f"Wrote {written.path}: {written.size:,} bytes, mask digest {written.digest}")
     if written.dense_size:
         console.print(f"The same weights dense: {written.dense_size:,} bytes")
+    if written.compacted is not None:
+        cut = written.compacted
+        console.print(
+            f"Cut away: {cut.channels:,} of {cut.all_channels:,} channels, {cut.weights:,} of {cut.all_weights:,} "
+            f"weights, {cut.nonzeros:,} of them not zero"
+        )
     if written.relative_error is not None:
         console.print(f"Checked in onnxruntime against the source: relative error {written.relative_error:.1e}")
     if written.folded:

@@ -45,6 +45,17 @@ class SparseModel:
 
 
 @dataclass(frozen=True)
+class Compacted:
+    """What --compact cut away. Channels are outputs of convolutions and linear layers, weights those of all of them."""
+
+    channels: int  # cut
+    all_channels: int
+    weights: int  # cut, zeros among them
+    all_weights: int
+    nonzeros: int  # cut: connections that led to nothing, or from a constant
+
+
+@dataclass(frozen=True)
 class Written:
     """What is known of a file after it was written and read again."""
 
@@ -54,6 +65,7 @@ class Written:
     relative_error: float | None = None  # of its outputs against the source's, where a runtime ran it
     dense_size: int | None = None  # bytes of the same tensors, dense and as the source has them
     folded: int | None = None  # encoded weights that onnxruntime turned into constants at load: all of them
+    compacted: Compacted | None = None  # where it was asked for; the digest is that of what is left
 
 
 def load_format(name: str) -> Any:

@@ -75,6 +75,7 @@ class Metadata(_Record):
     layers: dict[str, LayerMetadata]
     mask_digest: str
     live_zeros: dict[str, list[int]] = {}  # flat positions of connections whose weight is exactly 0
+    uncut_shapes: dict[str, list[Size]] = {}  # of the weights from which --compact cut channels, as they were trained
     training: dict[str, Any] = {}  # steps, updates, test_loss, test_accuracy
 
     def densified(self, digest: str) -> Self:

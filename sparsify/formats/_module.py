@@ -24,6 +24,11 @@ def build_module(model: SparseModel) -> nn.Module:
 
     if model.metadata is None:
         raise FormatError("The file does not say which network it holds: it was not written by sparsify.")
+    if model.metadata.uncut_shapes:
+        raise FormatError(
+            "Channels were cut away from this model (--compact), so its weights no longer fit the network that the "
+            "recipe names. Export it from its run, with all options at once."
+        )
     network = model.metadata.network
     part = parse_recipe(network.recipe).model
     shape = tuple(network.input_shape)

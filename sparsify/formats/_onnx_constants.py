@@ -19,6 +19,7 @@ from onnx import numpy_helper
 from sparsify.errors import FormatError
 from sparsify.formats._bits import StoredTensor, of_array
 from sparsify.formats._onnx_file import OnnxModel, array_of
+from sparsify.formats._onnx_graph import captured_names
 
 EXPANSION = 4096  # bytes of weights that a byte of the file may stand for
 ALLOWANCE = 1 << 26  # and bytes that any file may ask for besides
@@ -237,21 +238,9 @@ def _without_unused(model: OnnxModel, constants: _Constants) -> OnnxModel:
         if not constants.computes(node) or node.output[0] in wanted:
             kept.append(node)
             wanted.update(node.input)
-            wanted.update(_captured(node))
+            wanted.update(captured_names(node))
     initializers = [tensor for tensor in graph.initializer if tensor.name in wanted]
     del graph.node[:], graph.initializer[:]
     graph.node.extend(reversed(kept))
     graph.initializer.extend(initializers)
     return OnnxModel(model.proto, {name: tensor for name, tensor in model.tensors.items() if name in wanted})
-
-
-def _captured(node: onnx.NodeProto) -> set[str]:
-    """Names that the bodies of control flow may take from around them."""
-    graphs = [a.g for a in node.attribute if a.HasField("g")] + [g for a in node.attribute for g in a.graphs]
-    found: set[str] = set()
-    for graph in graphs:
-        for inner in graph.node:
-            found.update(inner.input)
-            found |= _captured(inner)
-        found.update(value.name for value in graph.output)
-    return found

@@ -8,13 +8,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 
 from sparsify.errors import FormatError
 from sparsify.files import require_space, staging
-from sparsify.formats import SparseModel, Written, check_against_metadata, densified
+from sparsify.formats import Compacted, SparseModel, Written, check_against_metadata, densified
 from sparsify.formats._bits import StoredTensor, of_array
 from sparsify.formats._header import TensorFile
 from sparsify.formats._metadata import KEY, Metadata, parse_metadata
@@ -35,39 +36,70 @@ from sparsify.topology.digest import MaskHasher
 SUFFIX = ".onnx"
 
 
-def write(model: SparseModel, path: Path, *, encoding: str = "dense", values: str | None = None) -> Written:
+def write(
+    model: SparseModel, path: Path, *, encoding: str = "dense", values: str | None = None, compact: bool = False
+) -> Written:
     """Export through torch, then prove the file: read it, recount its masks, run it against torch.
 
     encoding: dense, packed or sparse-tensor. values: float32, float16 or bfloat16 for the stored weights; they
-    are float32 again when the graph runs. The network must be one of ours (`model.metadata` says which).
-    Raises FormatError where the file's outputs differ from torch's or its weights are not folded at load,
-    DiskError where it cannot be written; `path` is then left as it was.
+    are float32 again when the graph runs. compact: cut dead channels away. The network must be one of ours
+    (`model.metadata` says which). Raises FormatError where the file's outputs differ from torch's or its weights
+    are not folded at load, DiskError where it cannot be written; `path` is then left as it was.
     """
-    import torch
-
-    from sparsify.formats._module import build_module
-    from sparsify.formats._onnx_export import error_against, export_module
+    from sparsify.formats._onnx_export import error_against
 
     tensors, record = stored_model(model, values)
     arrays = {n: tensors[n].array().astype(t.dtype, copy=False) for n, t in model.tensors.items()}
     model = dataclasses.replace(model, tensors=arrays, metadata=record)
-    module = build_module(model)
-    assert record is not None
-    sample = torch.from_numpy(record.network.sample(3))
-    proto = export_module(module, sample[:2])
-    onnx.helper.set_model_props(proto, {KEY: record.model_dump_json()})
-    proto.producer_name, proto.producer_version = "sparsify", record.producer.split()[-1]
-    graph = of_proto(proto)
-    require_space(path, graph.nbytes())
-    encoded, names = encode_weights(graph, encoding, value_type(values) if values else None, path)
+    traced = trace(model, compact=compact)
+    require_space(path, traced.graph.nbytes())
+    encoded, names = encode_weights(traced.graph, encoding, value_type(values) if values else None, path)
     with staging(path) as partial:
         save(encoded, partial)
-        others = [sample[:1]] + ([sample[:, : max(1, sample.shape[1] // 2)]] if record.network.vocabulary else [])
-        error = error_against(module, [sample, *others], partial)
+        error = error_against(traced.module, traced.samples, partial)
         check_error(error, path, "torch's")
         folded = check_folded(partial, names)
         digest = read(partial).digest()
-    return Written(path, size_on_disk(path), digest, error, _dense_size(graph), folded)
+    return Written(path, size_on_disk(path), digest, error, _dense_size(traced.graph), folded, traced.compacted)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Traced:
+    """A network of ours as a graph, and what it is held against."""
+
+    graph: OnnxModel
+    record: Metadata
+    module: Any  # torch.nn.Module
+    samples: list[Any]  # torch.Tensor [n, *input shape] each, of several sizes
+    compacted: Compacted | None
+
+
+def trace(model: SparseModel, *, compact: bool) -> Traced:
+    """The graph of a network, by torch's exporter, with our metadata; on request without its dead channels."""
+    import torch
+
+    from sparsify.formats._module import build_module
+    from sparsify.formats._onnx_export import export_module
+
+    module, record = build_module(model), model.metadata
+    assert record is not None
+    sample = torch.from_numpy(record.network.sample(3))
+    others = [sample[:1]] + ([sample[:, : max(1, sample.shape[1] // 2)]] if record.network.vocabulary else [])
+    proto = export_module(module, sample[:2])
+    proto.producer_name, proto.producer_version = "sparsify", record.producer.split()[-1]
+    graph, compacted = of_proto(proto), None
+    if compact:
+        graph, compacted, record = _compacted(graph, record)
+        assert record is not None
+    onnx.helper.set_model_props(graph.proto, {KEY: record.model_dump_json()})
+    return Traced(graph, record, module, [sample, *others], compacted)
+
+
+def _compacted(graph: OnnxModel, record: Metadata | None) -> tuple[OnnxModel, Compacted, Metadata | None]:
+    from sparsify.formats._onnx_compact import compact, recorded
+
+    graph, compacted, cuts = compact(graph)
+    return graph, compacted, record and recorded(record, graph, cuts)
 
 
 def read(path: Path) -> SparseModel:
@@ -107,6 +139,7 @@ def convert(
     encoding: str = "dense",
     values: str | None = None,
     prune: float | None = None,
+    compact: bool = False,
     watch: Watch | None = None,
 ) -> Written:
     """Write an ONNX model, whoever made it, with its weights in another encoding, and prove it.
@@ -119,32 +152,38 @@ def convert(
     model = decoded(open_model(source), size_on_disk(source), source, casts=False)
     record = _record(model, source)
     if record is not None and values is not None:
-        return write(read(source), path, encoding=encoding, values=values)
+        return write(read(source), path, encoding=encoding, values=values, compact=compact)
     if record is not None and prune is not None:
         raise FormatError(
             f"{source} was trained by sparsify, and its record would no longer be true of a pruned model. Train at the "
             f"sparsity that you need, or leave --prune away."
         )
     changed = _changed(model, prune, values)
-    dense_size = _dense_size(model)
+    final, compacted = changed, None
+    if compact:
+        final, compacted, record = _compacted(changed, record)
+        if record is not None:
+            onnx.helper.set_model_props(final.proto, {KEY: record.model_dump_json()})
+    dense_size = _dense_size(final)
     require_space(path, dense_size * (1 if changed is model else 2))  # the reference is on disk for a while, too
     with staging(path) as partial:
         reference = _reference(source if changed is model else None, changed, partial.with_name("reference.onnx"))
         stored = value_type(values) if values else None
-        encoded, names = encode_weights(changed, encoding, stored, source)
+        digest = _digest(decoded(final, final.nbytes(), source, casts=True), source) if compact else reference.digest
+        encoded, names = encode_weights(final, encoding, stored, source)
         save(encoded, partial, watch=_counted(watch or unwatched, encoded))
         error, folded = None, None
         if reference.outputs is not None:
             error = compare(reference.outputs, run(partial, reference.inputs)[0])
             check_error(error, path, "the source's")
             folded = check_folded(partial, names)
-        if _digest(_open(partial), partial) != reference.digest:
+        if _digest(_open(partial), partial) != digest:
             raise FormatError(f"The masks recounted from {path} are not the source's. This is a bug: please report it.")
-    return Written(path, size_on_disk(path), reference.digest, error, dense_size, folded)
+    return Written(path, size_on_disk(path), digest, error, dense_size, folded, compacted)
 
 
 def write_twin(source: Path, read: SparseModel, path: Path) -> OnnxModel:
-    """Write the dense twin of an ONNX model, whoever made it, for comparisons; return the source's graph.
+    """Write the dense twin of an ONNX model, whoever made it, for comparisons, and return it.
 
     read: what `read` gives of the same file.
     """
@@ -207,7 +246,7 @@ def _digest(model: OnnxModel, path: Path) -> str:
     record = _record(model, path)
     if record is not None:
         tensors = {name: _array(model.tensors[name], name, path) for name in record.layers if name in model.tensors}
-        layers = [Layer(n, tuple(e.shape), e.positions, e.sparse) for n, e in record.layers.items()]
+        layers = [layer.layer(name) for name, layer in record.layers.items()]
         return check_against_metadata(SparseModel(tensors, layers, record), path).digest()
     layers = sorted((layer for layer in find_layers(model) if layer.sparse), key=lambda layer: layer.name)
 

@@ -14,6 +14,7 @@ from sparsify.errors import FormatError
 from sparsify.files import replacing
 from sparsify.formats import SparseModel, Written, check_against_metadata
 from sparsify.formats._bits import cast
+from sparsify.formats._compact_model import compact_model
 from sparsify.formats._containers import WHOLE, container_opener, open_tensors
 from sparsify.formats._header import TensorFile, read_file
 from sparsify.formats._metadata import KEY, Metadata, parse_metadata
@@ -28,13 +29,23 @@ SUFFIX = ".safetensors"
 
 
 def write(
-    model: SparseModel, path: Path, *, packed: bool = False, values: str | None = None, watch: Watch | None = None
+    model: SparseModel,
+    path: Path,
+    *,
+    packed: bool = False,
+    values: str | None = None,
+    compact: bool = False,
+    watch: Watch | None = None,
 ) -> Written:
     """Write a model and prove it by reading it again; the same model gives the same bytes.
 
     packed: weights as their non-zeros and positions. values: float32, float16 or bfloat16 for the weights.
-    Raises DiskError, and FormatError for values too large for their type; `path` is then as it was.
+    compact: cut dead channels away, of a network of ours. Raises DiskError, and FormatError for values too large for
+    their type; `path` is then as it was.
     """
+    error, compacted = None, None
+    if compact:
+        model, error, compacted = compact_model(model)
     file, live = _to_file(model, values)
     digest = ""
 
@@ -43,7 +54,7 @@ def write(
         digest = _load(unpacked(read_file(partial), partial), partial).digest()
 
     _write(file, path, packed, watch, live, prove)
-    return Written(path, path.stat().st_size, digest, dense_size=_dense_size(file))
+    return Written(path, path.stat().st_size, digest, error, _dense_size(file), compacted=compacted)
 
 
 def read(path: Path) -> SparseModel:
@@ -66,6 +77,7 @@ def convert(
     packed: bool = False,
     values: str | None = None,
     prune: float | None = None,
+    compact: bool = False,
     watch: Watch | None = None,
 ) -> Written:
     """Write the tensors of another file, one at a time: memory holds about the largest of them.
@@ -80,8 +92,13 @@ def convert(
             f"{source} was trained by sparsify, and its record would no longer be true of a pruned model. Train at the "
             f"sparsity that you need, or leave --prune away."
         )
-    if record is not None and values is not None:
-        return write(_to_model(file, record), path, packed=packed, values=values, watch=watch)
+    if compact and record is None:
+        raise FormatError(
+            f"--compact has to know how the layers of {source} follow one another, and a file of tensors does not say "
+            f"it. Give a run of sparsify, or export the model to ONNX and compact that file."
+        )
+    if record is not None and (values is not None or compact):
+        return write(_to_model(file, record), path, packed=packed, values=values, compact=compact, watch=watch)
     file = _transformed(file, values, prune)
     live = {name: np.array(zeros) for name, zeros in record.live_zeros.items()} if record else {}
     digest = _write(file, path, packed, watch, live)

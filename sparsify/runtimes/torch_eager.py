@@ -17,8 +17,11 @@ class TorchEager(Runtime):
     package = "torch"
 
     def refuses(self, path: Path) -> str | None:
-        if onnx.read(path).metadata is None:
+        record = onnx.read(path).metadata
+        if record is None:
             return "the file was not written by sparsify, so the torch module is not known"
+        if record.uncut_shapes:
+            return "channels were cut away from it, so it is no longer the recipe's torch module"
         return None
 
     def load(self, path: Path, threads: int) -> Run:
