@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 from onnx import helper, numpy_helper
 
+from sparsify.errors import FormatError
 from sparsify.formats import Compacted
 from sparsify.formats._bits import StoredTensor, of_array, of_bits
 from sparsify.formats._metadata import Metadata
@@ -64,9 +65,13 @@ def compact(model: OnnxModel) -> tuple[OnnxModel, Compacted, Cuts]:
 
 
 def recorded(record: Metadata, model: OnnxModel, cuts: Cuts) -> Metadata:
-    """What our metadata says of a model after the cut."""
+    """What our metadata says of a model after the cut. Raises FormatError where the graph lacks one of its weights."""
     layers, masks, live_zeros, uncut = {}, {}, {}, dict(record.uncut_shapes)
     for name, layer in record.layers.items():
+        if name not in model.tensors:
+            raise FormatError(
+                f"The graph of this network has no weight {name}, so it cannot be compacted. Leave --compact away."
+            )
         stored = np.zeros(layer.shape, bool)
         stored.reshape(-1)[record.live_zeros.get(name, [])] = True
         for axis, keep, live in cuts.get(name, []):
