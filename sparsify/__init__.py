@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from sparsify.sources import open_source as open_source
     from sparsify.training.loop import train as train
     from sparsify.training.loop import training as training
+    from sparsify.training.own_loop import SparseOptimizer as SparseOptimizer
 
 __version__ = "0.1.0"
 
@@ -43,6 +44,7 @@ _HOME = {
     "Recipe": "recipe",
     "Report": "bench.results",
     "SparseModel": "formats",
+    "SparseOptimizer": "training.own_loop",
     "SparsifyError": "errors",
     "benchmark": "bench.benchmark",
     "compare": "bench.comparison",

@@ -205,6 +205,14 @@ def parse_recipe(table: Mapping[str, Any]) -> Recipe:
         raise RecipeError("\n".join(lines)) from None
 
 
+def parse_topology(table: Mapping[str, Any]) -> Topology:
+    """Check a table [topology] by itself. Raises RecipeError with every finding, one a line."""
+    try:
+        return Topology.model_validate(dict(table))
+    except ValidationError as error:
+        raise RecipeError(explain(error, "topology")) from None
+
+
 def unknown_key(location: tuple[int | str, ...]) -> str:
     """The message for a key that the recipe does not have."""
     *sections, key = [str(part) for part in location]

@@ -14,7 +14,7 @@ PACKAGE = Path(sparsify.__file__).parent
 LAYERS = [
     ["errors"], ["files", "onnx_scan", "registry", "randomness"], ["recipe"], ["topology"], ["methods"],
     ["architectures", "data"],
-    ["formats"], ["engine"], ["nn"], ["gpu"], ["training"], ["sources"], ["interpolation"], ["runtimes"],
+    ["formats"], ["engine"], ["nn"], ["gpu"], ["training"], ["adapters"], ["sources"], ["interpolation"], ["runtimes"],
     ["bench"], ["report"], ["cli"],
 ]  # fmt: skip
 RANK = {name: rank for rank, group in enumerate(LAYERS) for name in group}

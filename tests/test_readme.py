@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shlex
@@ -30,6 +31,9 @@ def commands(kind: str, text: str) -> list[list[str]]:
 
 @pytest.mark.parametrize(("kind", "text"), BLOCKS, ids=range(len(BLOCKS)))
 def test_example(kind, text, folder):
+    for package in re.findall(r"^(?:import|from) (\w+)", text, re.MULTILINE) if kind == "python" else ():
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
     for command in commands(kind, text):
         done = subprocess.run(command, cwd=folder, env={**os.environ}, capture_output=True, text=True)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"

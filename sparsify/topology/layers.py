@@ -25,7 +25,8 @@ def find_layers(model: nn.Module, sample: Any, rules: Rules | None = None) -> li
 
     Sparse are matrices and kernels, also those of transposed and grouped convolutions, RNNs (each gate a matrix of
     its own), attention (each of queries, keys and values) and under `torch.nn.utils.parametrize`. Depthwise
-    convolutions and embeddings, also those that are tied to a matrix, are dense unless a rule says otherwise.
+    convolutions, embeddings, also those that are tied to a matrix, and frozen weights are dense unless a rule says
+    otherwise.
     Tensors that no product uses, such as biases, norms and added embeddings, are not among the results. A weight
     that is used twice or tied appears once with its uses added. Raises RecipeError for a rule that fits nothing.
     """
@@ -41,13 +42,15 @@ class _Place:
     name: str  # from the root, "encoder.0.weight"
     module: nn.Module
     attribute: str  # its name in the module, "weight"
+    parameter: nn.Parameter
 
 
 def _candidate(use: Use, places: list[_Place], samples: int) -> Candidate:
     positions = round(use.multiplications / math.prod(use.shape) / samples)
     parts = max(_parts(place.module, place.attribute) for place in places)
     layer = Layer(use.name, use.shape, positions, axis=use.axis, groups=use.groups, parts=parts)
-    dense = use.embeds or is_depthwise(layer)
+    frozen = not any(place.parameter.requires_grad for place in places)
+    dense = frozen or use.embeds or is_depthwise(layer)
     types = frozenset(kind.__name__ for place in places for kind in type(place.module).__mro__[:-1])
     return Candidate(replace(layer, sparse=not dense), tuple(place.name for place in places), types)
 
@@ -74,7 +77,7 @@ def _places(model: nn.Module) -> dict[str, list[_Place]]:
         for name, chain in chains.items() if isinstance(chains, nn.ModuleDict) else ():
             here += [(name, parameter) for parameter in chain.parameters(recurse=False)]
         for name, parameter in here:
-            found.setdefault(id(parameter), []).append(_Place(prefix + name, module, name))
+            found.setdefault(id(parameter), []).append(_Place(prefix + name, module, name, parameter))
     return {first: found[id(parameter)] for first, parameter in model.named_parameters()}
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import pickle
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -39,9 +40,24 @@ def save_checkpoint(path: Path, state: TrainState, window: Window, metrics_bytes
     content = {
         "version": VERSION,
         "model": state.model.state_dict(),
-        "masks": dict(state.masks.tensors),
         "sparse": sorted(state.masks.positions),  # weights that are values with positions beside them
         "optimizer": state.optimizer.state_dict(),
+        **sparse_state(state),
+        "loss_scale": vars(state.loss_scale) if state.loss_scale is not None else None,
+        "window": vars(window),
+        "random": _random_state(),
+        "metrics_bytes": metrics_bytes,
+    }
+    buffer = io.BytesIO()  # torch.save would turn a full disk into an error of its own
+    torch.save(content, buffer)
+    write_with(path, lambda file: file.write(buffer.getbuffer()))
+
+
+def sparse_state(state: TrainState) -> dict[str, Any]:
+    """What there is to remember besides the model and the optimizer, as tensors and plain values."""
+    return {
+        "masks": dict(state.masks.tensors),
+        "explored": dict(state.explored.tensors) if state.explored is not None else None,
         "progress": {
             "step": state.step,
             "update_pending": state.update_pending,
@@ -53,15 +69,18 @@ def save_checkpoint(path: Path, state: TrainState, window: Window, metrics_bytes
             "momentum": dict(state.momentum),
             "average": dict(state.average),
         },
-        "explored": dict(state.explored.tensors) if state.explored is not None else None,
-        "loss_scale": vars(state.loss_scale) if state.loss_scale is not None else None,
-        "window": vars(window),
-        "random": _random_state(),
-        "metrics_bytes": metrics_bytes,
     }
-    buffer = io.BytesIO()  # torch.save would turn a full disk into an error of its own
-    torch.save(content, buffer)
-    write_with(path, lambda file: file.write(buffer.getbuffer()))
+
+
+def with_sparse_state(state: TrainState, content: Mapping[str, Any]) -> TrainState:
+    """The state with what `sparse_state` gave."""
+    explored = content["explored"]
+    return replace(
+        state,
+        masks=replace(state.masks, tensors=content["masks"]),
+        explored=replace(state.masks, tensors=explored) if explored is not None else None,
+        **content["progress"],
+    )
 
 
 def load_checkpoint(path: Path, content: dict[str, Any], state: TrainState) -> tuple[TrainState, Window, int]:
@@ -77,14 +96,10 @@ def load_checkpoint(path: Path, content: dict[str, Any], state: TrainState) -> t
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(f"{path} does not fit this recipe's model or optimizer: {error}") from None
     _set_random_state(content["random"])
-    explored, scale = content["explored"], content["loss_scale"]
-    state = replace(
-        state,
-        masks=replace(state.masks, tensors=content["masks"], positions=positions_of(state.model)),
-        explored=replace(state.masks, tensors=explored) if explored is not None else None,
-        loss_scale=LossScale(**scale) if scale is not None else None,
-        **content["progress"],
-    )
+    scale = content["loss_scale"]
+    state = replace(state, masks=replace(state.masks, positions=positions_of(state.model)))
+    state = with_sparse_state(state, content)
+    state = replace(state, loss_scale=LossScale(**scale) if scale is not None else None)
     return state, Window(**content["window"]), content["metrics_bytes"]
 
 

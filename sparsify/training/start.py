@@ -13,6 +13,7 @@ from sparsify.errors import RecipeError
 from sparsify.formats import read_model
 from sparsify.formats._module import build_module
 from sparsify.recipe import Recipe, load_recipe
+from sparsify.recipe import Topology as Settings
 from sparsify.topology.costs import Layer
 from sparsify.topology.densities import allocate_counts
 from sparsify.topology.masks import Masks
@@ -25,7 +26,7 @@ from sparsify.training.distributed import World
 from sparsify.training.monitoring import dead_neurons
 from sparsify.training.optimizer import build_optimizer
 from sparsify.training.precision import LossScale
-from sparsify.training.snapshot import build_network, recipe_method
+from sparsify.training.snapshot import build_network, load_method
 from sparsify.training.step import Topology, TrainState, apply_masks
 
 
@@ -104,11 +105,17 @@ def first_network(recipe: Recipe, info: DataInfo) -> tuple[nn.Module, list[Layer
 
 
 def build_topology(recipe: Recipe, steps: int, layers: list[Layer], masks: Masks) -> Topology:
-    """The recipe's method, schedule and counts. masks: those before the first step.
+    """The recipe's method, schedule and counts; see `plan_topology`."""
+    return plan_topology(recipe.topology, steps, recipe.training.seed, layers, masks)
 
-    Raises RecipeError where the method reaches the recipe's sparsity by updates and there is none.
+
+def plan_topology(settings: Settings, steps: int, seed: int, layers: list[Layer], masks: Masks) -> Topology:
+    """Method, schedule and counts. steps: of the whole training; masks: those before the first step.
+
+    Raises RecipeError where the method reaches its sparsity by updates and there is none, and where there is
+    nothing that could be sparse.
     """
-    settings, method = recipe.topology, recipe_method(recipe)
+    method = load_method(settings.method, settings.options)
     schedule = UpdateSchedule(
         delta_t=settings.delta_t,
         alpha=settings.alpha,
@@ -117,6 +124,11 @@ def build_topology(recipe: Recipe, steps: int, layers: list[Layer], masks: Masks
         power=settings.power,
     )
     sparsity = settings.sparsity if method.sparse else 0.0
+    if sparsity and not masks:
+        raise RecipeError(
+            f"Nothing in this network can be {sparsity:.0%} sparse: no trainable matrix or kernel is left that its "
+            f"forward pass multiplies by. Look for rules in topology.layers that keep too much dense, or train densely."
+        )
     if method.updates_masks and method.initial_sparsity(sparsity) != sparsity and not schedule.last_update():
         raise RecipeError(
             f"The method {settings.method} reaches its sparsity by updates of the masks, and there is none: "
@@ -125,7 +137,7 @@ def build_topology(recipe: Recipe, steps: int, layers: list[Layer], masks: Masks
         )
     final = allocate_counts(settings.distribution, layers, sparsity)
     initial = {n: int(p.sum()) for layer in layers if layer.sparse for n, p in split(layer, masks[layer.name]).items()}
-    return Topology(method, schedule, recipe.training.seed, initial, final, tuple(layers))
+    return Topology(method, schedule, seed, initial, final, tuple(layers))
 
 
 def choose_device(name: str) -> torch.device:
