@@ -38,6 +38,15 @@ class Rows:
     value: np.ndarray  # float32 [nnz]
 
 
+@dataclass(frozen=True)
+class Part:
+    """Which part of a block's columns a function does: the first one begins at the bias and takes the residual
+    in, the others begin where the one before left its sums in the output; the last one clamps."""
+
+    first: bool = True
+    last: bool = True
+
+
 def stream(rows: Rows, bias: np.ndarray, epilogue: Epilogue) -> np.ndarray:
     """The stream of one block: float32, whole cache lines."""
     length = STREAM_HEAD + rows.count + len(rows.value)
@@ -49,16 +58,24 @@ def stream(rows: Rows, bias: np.ndarray, epilogue: Epilogue) -> np.ndarray:
     return floats
 
 
-def straight(rows: Rows, encoder: Encoder, channel: int, epilogue: Epilogue) -> bytes:
-    """The code of one block. `channel`: floats from one output row's plane to the next."""
-    first = STREAM_HEAD + np.arange(rows.count)
+def straight(rows: Rows, encoder: Encoder, channel: int, epilogue: Epilogue, part: Part | None = None) -> bytes:
+    """The code of one block, or a part of it. `channel`: floats from one output row's plane to the next."""
+    part = part or Part()
     accumulators = np.arange(rows.count)
+    begin = encoder.broadcast(accumulators, STREAM_HEAD + accumulators)
+    if not part.first:
+        begin = encoder.load(accumulators, R10, accumulators * channel * 4)
+    rest = Epilogue(
+        epilogue.residual if part.first else None,
+        epilogue.low if part.last else -np.inf,
+        epilogue.high if part.last else np.inf,
+    )
     body = [
         _LOCATE,
         encoder.turn(),
-        encoder.broadcast(accumulators, first).tobytes(),
+        begin.tobytes(),
         _products(rows, encoder).tobytes(),
-        finish(rows.count, encoder, channel, epilogue),
+        finish(rows.count, encoder, channel, rest),
     ]
     return loop(b"".join(body))
 

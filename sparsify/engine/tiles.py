@@ -31,12 +31,14 @@ class Layer:
 class Blocked:
     """Compiled blocks: their code, their streams and, for each, where it finds both.
 
-    records: int64 [blocks, 5] of code, stream and output plane offset, code and stream length, all bytes.
+    records: int64 [blocks * parts, 5] of code, stream and output plane offset, code and stream length, all
+    bytes. The parts of a block run one after the other; in between its sums wait in the output.
     """
 
     code: bytes
     stream: np.ndarray
     records: np.ndarray
+    parts: int = 1
 
 
 def prepare(operation: Convolution | Linear, context: Context) -> Layer | None:
@@ -82,13 +84,14 @@ def blocked_stage(
     seconds: float,
 ) -> Stage:
     """The stage that runs a layer's blocks over all panels."""
-    blocks = len(blocked.records)
+    blocks = len(blocked.records) // blocked.parts
     vectors = len(layer.where.table)
     panel = panel_length(layer, context, blocks)
     residual = operation.epilogue.residual
     reads = (operation.input, residual) if residual is not None else (operation.input,)
     output = len(reads)
-    parameters = np.array([blocks, panel, vectors, output, 1 if residual is not None else output], np.int64)
+    added = 1 if residual is not None else output
+    parameters = np.array([blocks, blocked.parts, panel, vectors, output, added], np.int64)
     flops = 2.0 * layer.nonzeros * layer.where.useful
     layouts = {operation.input: layer.input, operation.output: layer.output}
     if residual is not None:

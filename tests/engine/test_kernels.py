@@ -58,6 +58,7 @@ CASES = [
     ("one_row_more_than_a_block", convolution(RNG, o=28, c=16), PLANES),
     ("one_output_row", convolution(RNG, o=1, c=3), PLANES),
     ("stream_longer_than_a_step", convolution(RNG, o=30, c=64, density=0.9), PLANES),
+    ("sums_wait_in_the_output", convolution(RNG, o=29, c=64, density=0.4, residual=True, low=0.0, high=6.0), ALL),
     ("no_weight_at_all", convolution(RNG, density=0.0), ALL),
     ("dense", convolution(RNG, density=1.0), PLANES),
     ("residual_relu6", convolution(RNG, residual=True, low=0.0, high=6.0), PLANES),

@@ -22,6 +22,7 @@ _LOADS = 6.2e9  # a second and thread
 _FETCH = {True: 30e9, False: 14e9}  # bytes of code and weights a second and thread, by whether all are cached
 _CACHED = 1 << 20  # non-zeros of a whole program whose code stays in the last cache
 _PIECES = 8  # that a panel is cut into, to fetch the next block between them
+_PART = 2048  # non-zeros whose code stays in the first-level cache from one vector to the next
 _BYTES = 11  # of code and weights for each non-zero or column
 
 
@@ -56,19 +57,21 @@ def _compile(operation: Convolution | Linear, layer: Layer, encode: Encoder, thr
     bounds = cut_rows(found.rows, encode.rows, threads, len(layer.where.table))
     order = np.lexsort((found.row, found.shift, np.searchsorted(bounds, found.row, side="right")))
     edges = np.searchsorted(found.row, bounds)  # rows are sorted, and stay within their block
+    parts = max(1, -(-int(np.diff(edges).max()) // _PART))
     pieces, streams, records, length, floats = [], [], [], 0, 0
     for start, stop, a, b in zip(bounds[:-1], bounds[1:], edges[:-1], edges[1:], strict=True):
-        chosen = order[a:b]
-        rows = blocks.Rows(int(stop - start), found.row[chosen] - start, found.shift[chosen], found.value[chosen])
-        text = blocks.straight(rows, encode, layer.output.channel, operation.epilogue)
-        text += b"\xcc" * (-len(text) % 64)
-        part = blocks.stream(rows, operation.bias[start:stop], operation.epilogue)
-        records.append((length, floats * 4, start * layer.output.channel * 4, len(text), part.nbytes))
-        pieces.append(text)
-        streams.append(part)
-        length += len(text)
-        floats += len(part)
-    return Blocked(b"".join(pieces), np.concatenate(streams), np.array(records, np.int64))
+        for number, chosen in enumerate(np.array_split(order[a:b], parts)):
+            rows = blocks.Rows(int(stop - start), found.row[chosen] - start, found.shift[chosen], found.value[chosen])
+            place = blocks.Part(number == 0, number == parts - 1)
+            text = blocks.straight(rows, encode, layer.output.channel, operation.epilogue, place)
+            text += b"\xcc" * (-len(text) % 64)
+            part = blocks.stream(rows, operation.bias[start:stop], operation.epilogue)
+            records.append((length, floats * 4, start * layer.output.channel * 4, len(text), part.nbytes))
+            pieces.append(text)
+            streams.append(part)
+            length += len(text)
+            floats += len(part)
+    return Blocked(b"".join(pieces), np.concatenate(streams), np.array(records, np.int64), parts)
 
 
 def emit(module: Module) -> None:
@@ -81,36 +84,38 @@ def emit(module: Module) -> None:
     b = body.builder
     buffers, constants, tile = body.arguments
     parameters, records, table, stream, code = (body.pointer(constants, i) for i in range(5))
-    count, panel, vectors, output, residual = body.numbers(parameters, 5)
+    count, parts, panel, vectors, output, residual = body.numbers(parameters, 6)
     first = b.mul(b.udiv(tile, count), panel)
-    number = b.urem(tile, count)
-    following = b.add(number, body.const(1))
-    following = b.select(b.icmp_signed("<", following, count), following, body.const(0))
-    record, upcoming = (body.at(records, b.mul(i, body.const(5)), I64) for i in (number, following))
-    code_at, stream_at, plane_at, code_length, stream_length = body.numbers(record, 5)
-    next_code, next_stream, _, next_code_length, next_stream_length = body.numbers(upcoming, 5)
     here = body.smaller(b.sub(vectors, first), panel)
-    _fetch(body, body.bytes(code, code_at), body.const(0), code_length)
-    _fetch(body, body.bytes(stream, stream_at), body.const(0), stream_length)
-    step = b.add(b.udiv(here, body.const(_PIECES)), body.const(1))
-    with body.loop(0, b.udiv(b.add(here, b.sub(step, body.const(1))), step)) as piece:
-        done = b.mul(piece.index, step)
-        more = body.smaller(b.sub(here, done), step)
-        for base, start, length in (
-            (code, next_code, next_code_length),
-            (stream, next_stream, next_stream_length),
-        ):
-            edges = [b.and_(b.udiv(b.mul(length, e), here), body.const(-64)) for e in (done, b.add(done, more))]
-            _fetch(body, body.bytes(base, start), *edges)
-        arguments = [
-            body.pointer(buffers, 0),
-            body.bytes(body.pointer(buffers, output), plane_at),
-            body.bytes(stream, stream_at),
-            body.bytes(table, b.mul(b.add(first, done), body.const(16))),
-            more,
-            body.bytes(body.pointer(buffers, residual), plane_at),
-        ]
-        body.call(body.bytes(code, code_at), blocks.TYPE, arguments)
+    begin = b.mul(b.urem(tile, count), parts)
+    with body.loop(begin, b.add(begin, parts)) as part:
+        following = b.add(part.index, body.const(1))
+        following = b.select(b.icmp_signed("<", following, b.mul(count, parts)), following, body.const(0))
+        record, upcoming = (body.at(records, b.mul(i, body.const(5)), I64) for i in (part.index, following))
+        code_at, stream_at, plane_at, code_length, stream_length = body.numbers(record, 5)
+        next_code, next_stream, _, next_code_length, next_stream_length = body.numbers(upcoming, 5)
+        with b.if_then(b.icmp_signed("==", part.index, begin)):
+            _fetch(body, body.bytes(code, code_at), body.const(0), code_length)
+            _fetch(body, body.bytes(stream, stream_at), body.const(0), stream_length)
+        step = b.add(b.udiv(here, body.const(_PIECES)), body.const(1))
+        with body.loop(0, b.udiv(b.add(here, b.sub(step, body.const(1))), step)) as piece:
+            done = b.mul(piece.index, step)
+            more = body.smaller(b.sub(here, done), step)
+            for base, start, length in (
+                (code, next_code, next_code_length),
+                (stream, next_stream, next_stream_length),
+            ):
+                edges = [b.and_(b.udiv(b.mul(length, e), here), body.const(-64)) for e in (done, b.add(done, more))]
+                _fetch(body, body.bytes(base, start), *edges)
+            arguments = [
+                body.pointer(buffers, 0),
+                body.bytes(body.pointer(buffers, output), plane_at),
+                body.bytes(stream, stream_at),
+                body.bytes(table, b.mul(b.add(first, done), body.const(16))),
+                more,
+                body.bytes(body.pointer(buffers, residual), plane_at),
+            ]
+            body.call(body.bytes(code, code_at), blocks.TYPE, arguments)
     body.done()
 
 
