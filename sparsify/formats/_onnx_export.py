@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +33,8 @@ def export_module(module: nn.Module, sample: Tensor) -> onnx.ModelProto:
     import torch
     from onnxscript import ir, optimizer, rewriter
     from onnxscript.rewriter.rules import common as rules
+
+    from sparsify.topology.tying import tensor_owners
 
     extents = ("batch",) if sample.is_floating_point() else ("batch", "length")
 
@@ -69,7 +71,17 @@ def export_module(module: nn.Module, sample: Tensor) -> onnx.ModelProto:
     for value in [*proto.graph.input, *proto.graph.output, *proto.graph.value_info]:
         del value.metadata_props[:]
     del proto.graph.metadata_props[:]
+    _name_by_owner(proto, tensor_owners(module))
     return proto
+
+
+def _name_by_owner(proto: onnx.ModelProto, owners: Mapping[str, str]) -> None:
+    """Give tied weights the name under which they come first; the exporter takes the last."""
+    for tensor in proto.graph.initializer:
+        tensor.name = owners.get(tensor.name, tensor.name)
+    for node in proto.graph.node:
+        for place, name in enumerate(node.input):
+            node.input[place] = owners.get(name, name)
 
 
 def error_against(module: nn.Module, samples: Sequence[Tensor], path: Path) -> float:
