@@ -30,11 +30,11 @@ class Recurrent(nn.Module):
             nn.init.uniform_(parameter, -(hidden**-0.5), hidden**-0.5)  # as torch.nn.GRU and LSTM start
 
     def forward(self, x: Tensor) -> Tensor:  # [n, t, inputs] -> [n, t, hidden]
-        if torch.onnx.is_in_onnx_export():
+        if torch.onnx.is_in_onnx_export() and not torch.jit.is_tracing():  # the old exporter traces
             return self._operator(x)
         order = GATES[self.kind]
         weights = [*self._joined(order, "weight"), *self._joined(order, "bias")]
-        state = x.new_zeros(1, len(x), self.hidden)
+        state = x.new_zeros(1, x.shape[0], self.hidden)  # not len(x), which tracing takes for a constant
         if self.kind == "gru":
             return torch.gru(x, state, weights, True, 1, 0.0, self.training, False, True)[0]
         return torch.lstm(x, (state, state), weights, True, 1, 0.0, self.training, False, True)[0]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from inspect import signature
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +13,9 @@ import torch
 from PIL import Image
 
 from sparsify import registry
-from sparsify.architectures import build, reads_tokens
+from sparsify.architectures import reads_tokens
 from sparsify.engine import InferenceSession
-from sparsify.errors import InterruptedTraining, RecipeError
+from sparsify.errors import InterruptedTraining
 from sparsify.formats import read_model
 from sparsify.formats._module import build_module
 from sparsify.recipe import parse_recipe
@@ -24,8 +23,8 @@ from sparsify.report.inspection import inspect
 from sparsify.sources import export
 from sparsify.training.checkpoint import read_checkpoint
 from sparsify.training.loop import train, training
+from tests.smallest import CLASSES, LENGTH, SIDE, options
 
-SIDE, CLASSES, LENGTH = 32, 3, 16
 STEPS, STOP = 5, 3
 
 
@@ -43,28 +42,13 @@ def data(tmp_path_factory) -> Path:
     return folder
 
 
-def smallest_depth(name: str) -> dict[str, int]:
-    """The least depth that an architecture can have, where it has one."""
-    if "depth" not in signature(registry.load("architectures", name).build).parameters:
-        return {}
-    sample = ((LENGTH,), 256, 256) if reads_tokens(name) else ((3, SIDE, SIDE), CLASSES)
-    for depth in range(1, 50):
-        try:
-            with torch.device("meta"):
-                build(name, {"depth": depth}, *sample)
-        except RecipeError:
-            continue
-        return {"depth": depth}
-    raise AssertionError(f"no depth of {name} can be built")
-
-
 def recipe(name: str, seed: int = 0):
     text = {"name": "text", "path": "text", "size": 1800, "test_bytes": 100, "length": LENGTH}
     images = {"name": "image_folder", "path": "images", "classes": CLASSES, "samples": 4 * CLASSES, "size": SIDE}
     return parse_recipe(
         {
             "name": "tiny",
-            "model": {"name": name, "width_multiplier": 0.125, **smallest_depth(name)},
+            "model": {"name": name, **options(name)},
             "data": text if reads_tokens(name) else images,
             "topology": {"sparsity": 0.5, "delta_t": 2, "t_end": 1.0},
             "training": {"steps": STEPS, "batch_size": 4, "seed": seed},
