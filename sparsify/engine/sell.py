@@ -1,15 +1,19 @@
-"""Compressed formats for a sparse matrix times one vector: SELL-C-sigma, and segments of columns.
+"""SELL-C-sigma, a compressed format for a sparse matrix times one vector.
 
-SELL: rows stand in slices of one vector register each; a slice's non-zeros lie side by side, padded to the
+Rows stand in slices of one vector register each; a slice's non-zeros lie side by side, padded to the
 longest of its rows, so that a step is one vector of values, one of 16-bit columns, one gather and one
 multiplication (Kreutzer, Hager, Wellein, Fehske and Bishop, 2014).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from llvmlite import ir
+
+from sparsify.engine.ir import I16, I32, I64, Body
 
 COLUMNS = 1 << 16  # that an index of 16 bits reaches
 
@@ -41,38 +45,17 @@ def in_slices(weight: np.ndarray, width: int, sort: bool = True) -> Slices:
     return Slices(order.astype(np.int32), first, value, columns)
 
 
-SEGMENT = 32  # columns that one permutation of two registers reaches, with 16 lanes each
-
-
-@dataclass(frozen=True, eq=False)
-class Segments:
-    """Matrices [matrices, rows, columns] for one vector, cut into slices of rows and segments of columns.
-
-    A step has one vector of non-zeros for each matrix, from 16 rows and one segment. The operand's numbers
-    come by a permutation of the two registers that hold the segment, many times faster than by a gather.
-    """
-
-    first: np.ndarray  # int64 [slices * segments + 1]: the first step of each slice and segment
-    value: np.ndarray  # float32 [steps, matrices, width]
-    column: np.ndarray  # uint8 [steps, matrices, width], within the segment
-
-
-def in_segments(weights: np.ndarray, width: int) -> Segments:
-    """The segments of `weights` [matrices, rows, columns]; rows are a multiple of `width`."""
-    matrices, rows, columns = weights.shape
-    slices, segments = rows // width, -(-columns // SEGMENT)
-    matrix, row, column = np.nonzero(weights)
-    piece = row // width * segments + column // SEGMENT
-    lane = (piece * matrices + matrix) * width + row % width
-    order = np.argsort(lane, kind="stable")
-    counts = np.bincount(lane, minlength=slices * segments * matrices * width)
-    start = np.cumsum(counts) - counts
-    place = np.empty(len(lane), np.int64)  # of a non-zero within its lane
-    place[order] = np.arange(len(lane)) - start[lane[order]]
-    steps = counts.reshape(slices * segments, -1).max(axis=1)
-    first = np.concatenate([[0], np.cumsum(steps)]).astype(np.int64)
-    value = np.zeros((first[-1], matrices, width), np.float32)
-    inside = np.zeros((first[-1], matrices, width), np.uint8)
-    value[first[piece] + place, matrix, row % width] = weights[matrix, row, column]
-    inside[first[piece] + place, matrix, row % width] = column % SEGMENT
-    return Segments(first, value, inside)
+def add_products(
+    body: Body, arrays: Sequence[ir.Value], vector: ir.Value, piece: ir.Value, total: ir.Value
+) -> ir.Value:
+    """A slice's sums: `total` and the products with `vector`. `arrays`: first, value and column of the slices."""
+    b, kind = body.builder, body.module.vector
+    narrow, wide = ir.VectorType(I16, kind.count), ir.VectorType(I32, kind.count)
+    first, values, columns = arrays
+    start, stop = (body.load(first, b.add(piece, body.const(i)), I64, align=8) for i in (0, 1))
+    with body.loop(start, stop, 1, [total]) as step:
+        weight = b.load(body.at(values, step.index, kind), typ=kind, align=4)
+        column = b.load(body.at(columns, step.index, narrow), typ=narrow, align=2)
+        found = body.gather(vector, b.zext(column, wide))
+        step.following = [body.fma(weight, found, step.state[0])]
+    return step.state[0]

@@ -208,6 +208,13 @@ def test_any_pool(kind, n, size, kernel, stride, padded, count, level):
     check(pool(kind, n, 3, size, kernel, stride, padding, out, count_padding=count), level)
 
 
+@pytest.mark.parametrize("level", levels())
+def test_permuted_operands(level):
+    case = linear(np.random.default_rng(0), leading=(1,), k=150, o=125, density=0.3, residual=True, low=0.0)
+    (row,) = check(case, level)
+    assert ("permuted" in row.why) == (level == "avx512")
+
+
 def test_nan_and_infinity_survive_a_clamp():
     case = convolution(RNG, c=1, o=1, kernel=(1, 1), padding=(0,) * 4, density=1.0, low=0.0, high=6.0)
     x = np.zeros(case.inputs[0].shape, np.float32)

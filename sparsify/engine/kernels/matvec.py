@@ -1,22 +1,28 @@
 """Linear on a few vectors, where streaming the weights is all the work.
 
-Sparse: SELL-C-sigma (Kreutzer, Hager, Wellein, Fehske and Bishop, 2014). Rows are sorted by their count of
-non-zeros and put in slices of one vector; a slice's non-zeros lie side by side, so that a step is one vector
-of values, one of 16-bit columns, one gather and one multiplication. Dense: rows against the vector.
+Sparse: where the CPU can permute two registers, `segments`; else SELL-C-sigma slices, rows sorted by their count of
+non-zeros (Kreutzer, Hager, Wellein, Fehske and Bishop, 2014). Dense: rows against the vector.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from llvmlite import ir
 
-from sparsify.engine.ir import F32, I16, I32, I64, Body, Module
+from sparsify.engine import segments, sell
+from sparsify.engine.ir import F32, I32, I64, Body, Module
+from sparsify.engine.layout import up
 from sparsify.engine.memory import copied
 from sparsify.engine.program import Convolution, Epilogue, Linear, Operation
-from sparsify.engine.sell import COLUMNS, Slices, in_slices
 from sparsify.engine.stage import Context, Stage
+from sparsify.engine.target import Target
 
-_SPARSE_RATE, _DENSE_RATE = 9e9, 36e9  # bytes of weights a second and thread
+_VECTOR = {"gathered": 4.7e-9, "permuted": 3.0e-9}  # seconds for a vector of non-zeros, on one thread
+_PIECE = 10e-9  # seconds for a segment of some slices
+_DENSE_RATE = 36e9  # bytes of weights a second and thread
+_TOGETHER = 4  # slices of rows in work at a time, where operands are permuted
 _DENSE_ROWS = 4  # rows of the dense form in work at a time
 
 
@@ -26,14 +32,43 @@ def propose(operation: Operation, context: Context) -> Stage | None:
     if weight is None:
         return None
     assert isinstance(operation, Linear | Convolution)
-    shape = context.values[operation.input].shape
-    images = int(np.prod(shape)) // weight.shape[1]
+    images = int(np.prod(context.values[operation.input].shape)) // weight.shape[1]
+    dense = weight.size * 4 * images / _DENSE_RATE / context.threads
     nonzeros = int(np.count_nonzero(weight))
-    sparse = in_slices(weight, context.target.width) if weight.shape[1] <= COLUMNS else None
-    dense_seconds = weight.size * 4 / _DENSE_RATE
-    if sparse is not None and sparse.value.size * 6 / _SPARSE_RATE < dense_seconds:
-        return _sparse_stage(operation, weight, sparse, images, nonzeros, context)
-    return _dense_stage(operation, weight, images, nonzeros, context)
+    if weight.shape[1] <= sell.COLUMNS and nonzeros / context.target.width * _VECTOR["permuted"] < dense:
+        packed = _packed(weight, context.target)
+        seconds = packed.seconds * images / context.threads
+        if seconds < dense:
+            return _sparse_stage(operation, weight, packed, images, seconds, context)
+    return _dense_stage(operation, weight, images, dense, context)
+
+
+@dataclass(frozen=True, eq=False)
+class _Packed:
+    """A sparse matrix in one of its forms."""
+
+    form: str
+    order: np.ndarray  # int32 [rows of whole slices]: the matrix's row that each row here is
+    arrays: tuple[np.ndarray, ...]
+    first: np.ndarray  # int64 [slices + 1]: the vectors of non-zeros before each slice
+    seconds: float  # of one vector on one thread
+
+
+def _packed(weight: np.ndarray, target: Target) -> _Packed:
+    slices = sell.in_slices(weight, target.width)
+    seconds = len(slices.value) * _VECTOR["gathered"]
+    gathered = _Packed("gathered", slices.order, (slices.first, slices.value, slices.column), slices.first, seconds)
+    if target.level != "avx512":
+        return gathered
+    rows, count = up(len(weight), _TOGETHER * target.width), -(-weight.shape[1] // segments.SEGMENT)
+    padded = np.zeros((rows, weight.shape[1]), np.float32)
+    padded[: len(weight)] = weight
+    found = segments.in_segments(padded.reshape(_TOGETHER, -1, weight.shape[1]), target.width)
+    seconds = sum(n * _VECTOR[form] for n, form in zip(found.vectors, ("permuted", "gathered"), strict=True))
+    seconds += (len(found.first) - 1) * _PIECE
+    order = np.arange(rows, dtype=np.int32)
+    permuted = _Packed("permuted", order, found.arrays, found.first[::count], seconds)
+    return min(gathered, permuted, key=lambda packed: packed.seconds)
 
 
 def _matrix(operation: Operation, context: Context) -> np.ndarray | None:
@@ -63,46 +98,30 @@ def _cut(first: np.ndarray, tiles: int) -> np.ndarray:
 
 
 def _sparse_stage(
-    operation: Linear | Convolution,
-    weight: np.ndarray,
-    slices: Slices,
-    images: int,
-    nonzeros: int,
-    context: Context,
+    operation: Linear | Convolution, weight: np.ndarray, packed: _Packed, images: int, seconds: float, context: Context
 ) -> Stage:
-    width, rows = context.target.width, len(weight)
-    bias = np.zeros(len(slices.first) * width, np.float32)
-    bias[:rows] = operation.bias[slices.order]
-    tiles = min(len(slices.first) - 1, context.threads * context.tuning.tiles_per_thread)
-    bounds = _cut(slices.first, tiles)
-    parameters = _parameters(operation, weight, images)
+    slices, rows = len(packed.first) - 1, len(weight)
+    bias = np.zeros(up(len(packed.order), context.target.width), np.float32)
+    bias[:rows] = operation.bias[packed.order[:rows]]
+    tiles = min(slices, context.threads * context.tuning.tiles_per_thread)
     constants = (
-        parameters,
-        bounds,
-        slices.first,
-        slices.order,
-        slices.value,
-        slices.column,
-        bias,
-        _limits(operation),
-    )
-    seconds = slices.value.size * 6 * images / _SPARSE_RATE / context.threads
-    return _stage("sparsify_matvec", operation, constants, tiles, images, nonzeros, weight, seconds)
+        _parameters(operation, weight, images, slices), _cut(packed.first, tiles), packed.order, bias,
+        _limits(operation), *packed.arrays,
+    )  # fmt: skip
+    return _stage(f"sparsify_matvec_{packed.form}", operation, constants, tiles, images, weight, seconds)
 
 
 def _dense_stage(
-    operation: Linear | Convolution, weight: np.ndarray, images: int, nonzeros: int, context: Context
+    operation: Linear | Convolution, weight: np.ndarray, images: int, seconds: float, context: Context
 ) -> Stage:
     tiles = -(-len(weight) // _DENSE_ROWS)
-    parameters = _parameters(operation, weight, images)
-    constants = (parameters, weight, operation.bias, _limits(operation))
-    seconds = weight.size * 4 * images / _DENSE_RATE / context.threads
-    return _stage("sparsify_matvec_dense", operation, constants, tiles, images, nonzeros, weight, seconds)
+    constants = (_parameters(operation, weight, images), weight, operation.bias, _limits(operation))
+    return _stage("sparsify_matvec_dense", operation, constants, tiles, images, weight, seconds)
 
 
-def _parameters(operation: Linear | Convolution, weight: np.ndarray, images: int) -> np.ndarray:
+def _parameters(operation: Linear | Convolution, weight: np.ndarray, images: int, slices: int = 0) -> np.ndarray:
     has = operation.epilogue.residual is not None
-    return np.array([images, *weight.shape, 1 + has, has], np.int64)
+    return np.array([images, *weight.shape, 1 + has, has, slices], np.int64)
 
 
 def _limits(operation: Linear | Convolution) -> np.ndarray:
@@ -111,11 +130,11 @@ def _limits(operation: Linear | Convolution) -> np.ndarray:
 
 def _stage(
     function: str, operation: Linear | Convolution, constants: tuple[np.ndarray, ...], tiles: int,
-    images: int, nonzeros: int, weight: np.ndarray, seconds: float,
+    images: int, weight: np.ndarray, seconds: float,
 ) -> Stage:  # fmt: skip
     epilogue: Epilogue = operation.epilogue
     residual = () if epilogue.residual is None else (epilogue.residual,)
-    density = nonzeros / weight.size
+    nonzeros = int(np.count_nonzero(weight))
     return Stage(
         kernel="matvec",
         function=function,
@@ -124,15 +143,17 @@ def _stage(
         tiles=tiles,
         constants=tuple(copied(np.ascontiguousarray(array)) for array in constants),
         flops=2.0 * nonzeros * images,
-        density=density,
+        density=nonzeros / weight.size,
         seconds=seconds,
-        why=f"{images} vectors, " + ("SELL" if "dense" not in function else "dense rows"),
+        why=f"{images} vectors, {function.split('_')[-1]}",
     )
 
 
 def emit(module: Module) -> None:
-    """void sparsify_matvec[_dense](buffers, constants, tile)."""
-    _emit_sparse(module)
+    """void sparsify_matvec_{dense,gathered,permuted}(buffers, constants, tile)."""
+    _emit_sparse(module, "gathered")
+    if module.target.level == "avx512":
+        _emit_sparse(module, "permuted")
     _emit_dense(module)
 
 
@@ -152,12 +173,14 @@ def _finish(
     return body.minimum(high, body.maximum(low, result))
 
 
-def _emit_sparse(module: Module) -> None:
-    body = Body(module, "sparsify_matvec")
+def _emit_sparse(module: Module, form: str) -> None:
+    body = Body(module, f"sparsify_matvec_{form}")
     b, width, kind = body.builder, module.width, module.vector
     buffers, constants, tile = body.arguments
-    parameters, bounds, first, order, values, columns, bias, limits = (body.pointer(constants, i) for i in range(8))
-    images, rows, length, output, has = body.numbers(parameters, 5)
+    together = _TOGETHER if form == "permuted" else 1
+    parameters, bounds, order, bias, limits = (body.pointer(constants, i) for i in range(5))
+    arrays = [body.pointer(constants, i) for i in range(5, 11 if form == "permuted" else 8)]
+    images, rows, length, output, has, slices = body.numbers(parameters, 6)
     lanes = b.alloca(kind)
     begin = body.load(bounds, tile, I64)
     end = body.load(bounds, b.add(tile, body.const(1)), I64)
@@ -165,29 +188,20 @@ def _emit_sparse(module: Module) -> None:
         x = body.at(body.pointer(buffers, 0), b.mul(image.index, length), F32)
         y = body.at(body.pointer(buffers, output), b.mul(image.index, rows), F32)
         residual = body.at(body.pointer(buffers, has), b.mul(image.index, rows), F32)
-        with body.loop(begin, end) as piece:
-            start, stop = (
-                body.load(first, piece.index, I64),
-                body.load(first, b.add(piece.index, body.const(1)), I64),
-            )
-            initial = b.load(body.at(bias, piece.index, kind), typ=kind, align=4)
-            with body.loop(start, stop, 1, [initial]) as step:
-                weight = b.load(body.at(values, step.index, kind), typ=kind, align=4)
-                narrow = b.load(
-                    body.at(columns, step.index, ir.VectorType(I16, width)),
-                    typ=ir.VectorType(I16, width),
-                    align=2,
-                )
-                found = body.gather(x, b.zext(narrow, ir.VectorType(I32, width)))
-                step.following = [body.fma(weight, found, step.state[0])]
-            b.store(step.state[0], lanes)
-            base = b.mul(piece.index, body.const(width))
-            rest = b.sub(rows, base)
-            count = b.select(b.icmp_signed("<", rest, body.const(width)), rest, body.const(width))
-            with body.loop(0, count) as lane:
-                place = b.sext(body.load(order, b.add(base, lane.index), I32), I64)
-                total = body.load(lanes, lane.index, F32)
-                body.store(_finish(body, total, limits, residual, has, place), y, place)
+        with body.loop(begin, end) as turn:
+            pieces = [b.add(turn.index, b.mul(slices, body.const(i))) for i in range(together)]
+            initial = [b.load(body.at(bias, piece, kind), typ=kind, align=4) for piece in pieces]
+            if form == "permuted":
+                totals = segments.add_products(body, arrays, x, length, pieces, initial)
+            else:
+                totals = [sell.add_products(body, arrays, x, pieces[0], initial[0])]
+            for piece, total in zip(pieces, totals, strict=True):
+                b.store(total, lanes)
+                base = b.mul(piece, body.const(width))
+                with body.loop(0, body.smaller(b.sub(rows, base), body.const(width))) as lane:
+                    place = b.sext(body.load(order, b.add(base, lane.index), I32), I64)
+                    total = body.load(lanes, lane.index, F32)
+                    body.store(_finish(body, total, limits, residual, has, place), y, place)
     body.done()
 
 

@@ -3,7 +3,7 @@
 The input's share of the gates is a Linear of its own that runs before, over all steps at once. Here a step
 multiplies the recurrence matrix with the last hidden state, one vector of hidden units at a time, and applies
 the gates to it. The matrix is read in one of three forms: dense columns; SELL-C slices, whose operands are
-gathered; or, where the CPU can permute two registers, segments, whose operands are permuted.
+gathered; or, where the CPU can permute two registers, `segments`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable
 import numpy as np
 from llvmlite import ir
 
+from sparsify.engine import segments, sell
 from sparsify.engine.gates import (
     CELL,
     GATES,
@@ -28,10 +29,9 @@ from sparsify.engine.gates import (
     numbers,
     padded_rows,
 )
-from sparsify.engine.ir import F32, I8, I16, I32, I64, Body, Module
+from sparsify.engine.ir import F32, Body, Module
 from sparsify.engine.memory import copied
 from sparsify.engine.program import Operation, Recurrent
-from sparsify.engine.sell import COLUMNS, SEGMENT, in_segments, in_slices
 from sparsify.engine.stage import Context, Stage
 
 _RATES = {"dense": 60e9, "gathered": 16e9, "permuted": 60e9}  # bytes of weights a second and thread
@@ -45,7 +45,7 @@ def propose(operation: Operation, context: Context) -> Stage | None:
     assert isinstance(operation, Recurrent)
     steps, images, _ = context.values[operation.input].shape
     hidden, width = operation.recurrence.shape[1], context.target.width
-    if 0 in (steps, images, hidden) or hidden > COLUMNS:
+    if 0 in (steps, images, hidden) or hidden > sell.COLUMNS:
         return None
     form, packed = _packed(operation, context)
     nonzeros = int(np.count_nonzero(operation.recurrence))
@@ -80,10 +80,9 @@ def _packed(operation: Recurrent, context: Context) -> tuple[str, tuple[np.ndarr
     columns = flat.reshape(-1, width, flat.shape[1]).transpose(0, 2, 1)
     forms: dict[str, tuple[np.ndarray, ...]] = {"dense": (np.ascontiguousarray(columns),)}
     if context.target.level == "avx512":
-        segments = in_segments(padded, width)
-        forms["permuted"] = (segments.first, segments.value, segments.column)
+        forms["permuted"] = segments.in_segments(padded, width).arrays
     else:
-        slices = in_slices(flat, width, sort=False)
+        slices = sell.in_slices(flat, width, sort=False)
         forms["gathered"] = (slices.first, slices.value, slices.column)
     return min(forms.items(), key=lambda item: _seconds(*item))
 
@@ -162,20 +161,11 @@ def _start(frame: Frame, constants: ir.Value, block: ir.Value) -> tuple[list[ir.
 
 
 def _gathered_products(frame: Frame, constants: ir.Value, state: ir.Value, block: ir.Value) -> list[ir.Value]:
-    body, b, kind = frame.body, frame.body.builder, frame.body.module.vector
-    first, values, columns = (body.pointer(constants, i) for i in (3, 4, 5))
-    narrow, wide = ir.VectorType(I16, kind.count), ir.VectorType(I32, kind.count)
-    totals = []
-    for piece, bias in zip(*_start(frame, constants, block), strict=True):
-        start = body.load(first, piece, I64, align=8)
-        stop = body.load(first, b.add(piece, body.const(1)), I64, align=8)
-        with body.loop(start, stop, 1, [bias]) as step:
-            weight = b.load(body.at(values, step.index, kind), typ=kind, align=4)
-            column = b.load(body.at(columns, step.index, narrow), typ=narrow, align=2)
-            found = body.gather(state, b.zext(column, wide))
-            step.following = [body.fma(weight, found, step.state[0])]
-        totals.append(step.state[0])
-    return totals
+    arrays = [frame.body.pointer(constants, i) for i in (3, 4, 5)]
+    return [
+        sell.add_products(frame.body, arrays, state, piece, bias)
+        for piece, bias in zip(*_start(frame, constants, block), strict=True)
+    ]
 
 
 def _dense_products(frame: Frame, constants: ir.Value, state: ir.Value, block: ir.Value) -> list[ir.Value]:
@@ -194,27 +184,5 @@ def _dense_products(frame: Frame, constants: ir.Value, state: ir.Value, block: i
 
 
 def _permuted_products(frame: Frame, constants: ir.Value, state: ir.Value, block: ir.Value) -> list[ir.Value]:
-    """All gates of a segment in one loop: their sums do not wait for each other, and its end is met once."""
-    body, b, kind = frame.body, frame.body.builder, frame.body.module.vector
-    first, values, columns = (body.pointer(constants, i) for i in (3, 4, 5))
-    narrow, wide = ir.VectorType(I8, kind.count), ir.VectorType(I32, kind.count)
-    permute = body.declared("llvm.x86.avx512.vpermi2var.ps.512", kind, [kind, wide, kind])
-    registers = SEGMENT // kind.count
-    segments = b.udiv(b.add(frame.hidden, body.const(SEGMENT - 1)), body.const(SEGMENT))
-    with body.loop(0, segments, 1, _start(frame, constants, block)[1]) as segment:
-        blocks = [b.add(b.mul(segment.index, body.const(registers)), body.const(i)) for i in range(registers)]
-        low, high = (frame.load(state, number, frame.lanes(number)) for number in blocks)
-        piece = b.add(b.mul(block, segments), segment.index)
-        start = body.load(first, piece, I64, align=8)
-        stop = body.load(first, b.add(piece, body.const(1)), I64, align=8)
-        with body.loop(start, stop, 1, segment.state) as step:
-            row = b.mul(step.index, body.const(frame.gates))
-            step.following = []
-            for gate, total in enumerate(step.state):
-                place = b.add(row, body.const(gate))
-                weight = b.load(body.at(values, place, kind), typ=kind, align=4)
-                column = b.load(body.at(columns, place, narrow), typ=narrow, align=1)
-                found = b.call(permute, [low, b.zext(column, wide), high])
-                step.following.append(body.fma(weight, found, total))
-        segment.following = step.state
-    return segment.state
+    arrays = [frame.body.pointer(constants, i) for i in range(3, 9)]
+    return segments.add_products(frame.body, arrays, state, frame.hidden, *_start(frame, constants, block))

@@ -1,0 +1,116 @@
+"""A sparse matrix times one vector without gathers: operands are permuted out of registers.
+
+The columns are cut into segments of four registers. A step has a vector of non-zeros, one for each of 16 rows, from
+one segment; permutations of the segment's registers bring their operands, faster than a gather. Rows
+have different numbers of non-zeros in a segment, so steps that few rows would use are left out: what is over goes
+to SELL-C slices, whose operands are gathered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from llvmlite import ir
+
+from sparsify.engine import sell
+from sparsify.engine.ir import F32, I8, I32, I64, Body
+
+SEGMENT = 64  # columns that two permutations reach, each of two registers with 16 lanes
+_LEAST = 0.4  # of the lanes that a step must fill: below that gathers take less time
+
+
+@dataclass(frozen=True, eq=False)
+class Segments:
+    """Matrices [matrices, rows, columns] for one vector, cut into slices of rows and segments of columns.
+
+    A step has one vector of non-zeros for each matrix.
+    """
+
+    first: np.ndarray  # int64 [slices * segments + 1]: the first step of each slice and segment
+    value: np.ndarray  # float32 [steps, matrices, width]
+    column: np.ndarray  # uint8 [steps, matrices, width], within the segment
+    rest: sell.Slices  # of the rows of all matrices, one after the other
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """What `add_products` reads."""
+        return self.first, self.value, self.column, self.rest.first, self.rest.value, self.rest.column
+
+    @property
+    def vectors(self) -> tuple[int, int]:
+        """Vectors of non-zeros that are permuted, and those that are gathered."""
+        return self.value.shape[0] * self.value.shape[1], len(self.rest.value)
+
+
+def in_segments(weights: np.ndarray, width: int) -> Segments:
+    """The segments of `weights` [matrices, rows, columns]; rows are a multiple of `width`."""
+    matrices, rows, columns = weights.shape
+    slices, segments = rows // width, -(-columns // SEGMENT)
+    matrix, row, column = np.nonzero(weights)
+    piece = row // width * segments + column // SEGMENT
+    lane = (piece * matrices + matrix) * width + row % width
+    order = np.argsort(lane, kind="stable")
+    counts = np.bincount(lane, minlength=slices * segments * matrices * width)
+    start = np.cumsum(counts) - counts
+    place = np.empty(len(lane), np.int64)  # of a non-zero within its lane
+    place[order] = np.arange(len(lane)) - start[lane[order]]
+    least = max(1, round(_LEAST * matrices * width))
+    steps = np.sort(counts.reshape(slices * segments, -1), axis=1)[:, -least]
+    rest = weights.copy()
+    kept = place < steps[piece]
+    matrix, row, column, piece, place = (array[kept] for array in (matrix, row, column, piece, place))
+    first = np.concatenate([[0], np.cumsum(steps)]).astype(np.int64)
+    value = np.zeros((first[-1], matrices, width), np.float32)
+    inside = np.zeros((first[-1], matrices, width), np.uint8)
+    value[first[piece] + place, matrix, row % width] = weights[matrix, row, column]
+    inside[first[piece] + place, matrix, row % width] = column % SEGMENT
+    rest[matrix, row, column] = 0
+    return Segments(first, value, inside, sell.in_slices(rest.reshape(-1, columns), width, sort=False))
+
+
+def add_products(
+    body: Body, arrays: Sequence[ir.Value], vector: ir.Value, length: ir.Value, pieces: Sequence[ir.Value],
+    totals: Sequence[ir.Value],
+) -> list[ir.Value]:  # fmt: skip
+    """Each matrix's sums of one slice of rows: `totals` and the products with `vector`, of `length` numbers.
+
+    `arrays` as in `Segments.arrays`; `pieces`: the number of the slice in each matrix, counted through all of them.
+    All matrices of a segment are in one loop: their sums do not wait for each other, and its end is met once.
+    """
+    b, kind = body.builder, body.module.vector
+    first, values, columns = arrays[:3]
+    narrow, wide = ir.VectorType(I8, kind.count), ir.VectorType(I32, kind.count)
+    permute = body.declared("llvm.x86.avx512.vpermi2var.ps.512", kind, [kind, wide, kind])
+    segments = b.udiv(b.add(length, body.const(SEGMENT - 1)), body.const(SEGMENT))
+    with body.loop(0, segments, 1, totals) as segment:
+        begin = b.mul(segment.index, body.const(SEGMENT))
+        numbers = [_numbers(body, vector, b.add(begin, body.const(i * kind.count)), length) for i in range(4)]
+        piece = b.add(b.mul(pieces[0], segments), segment.index)
+        start, stop = (body.load(first, b.add(piece, body.const(i)), I64, align=8) for i in (0, 1))
+        with body.loop(start, stop, 1, segment.state) as step:
+            row = b.mul(step.index, body.const(len(totals)))
+            step.following = []
+            for matrix, total in enumerate(step.state):
+                place = b.add(row, body.const(matrix))
+                weight = b.load(body.at(values, place, kind), typ=kind, align=4)
+                column = b.load(body.at(columns, place, narrow), typ=narrow, align=1)
+                index = b.zext(column, wide)
+                low, high = (b.call(permute, [numbers[i], index, numbers[i + 1]]) for i in (0, 2))
+                is_low = b.icmp_unsigned("<", index, body.splat(ir.Constant(I32, SEGMENT // 2)))
+                found = b.select(is_low, low, high)
+                step.following.append(body.fma(weight, found, total))
+        segment.following = step.state
+    return [
+        sell.add_products(body, arrays[3:], vector, piece, total)
+        for piece, total in zip(pieces, segment.state, strict=True)
+    ]
+
+
+def _numbers(body: Body, vector: ir.Value, start: ir.Value, length: ir.Value) -> ir.Value:
+    """A register of the vector's numbers, zero beyond its end."""
+    b, width = body.builder, body.module.width
+    lanes = ir.Constant(ir.VectorType(I32, width), list(range(width)))
+    mask = b.icmp_signed("<", lanes, body.splat(b.trunc(b.sub(length, start), I32)))
+    return body.masked_load(body.at(vector, start, F32), mask)
