@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
 from sparsify.data import data_info, load_data
 from sparsify.data._text import Sequences, TextData, open_text, text_info
+from sparsify.data.wikitext103 import SIZES
 from sparsify.errors import DataError, RecipeError
 
 
@@ -76,6 +79,21 @@ def test_any_file_as_text(tmp_path):
         data_info("text", {**options, "test_bytes": 10})
     with pytest.raises(DataError, match="should hold 2,048 bytes and holds 1,024"):
         load_data("text", {**options, "size": 2048}, tmp_path)
+
+
+def test_wikitext103_is_found_as_its_archive_unpacks(tmp_path):
+    folder = tmp_path / "wikitext-103-raw"
+    folder.mkdir()
+    for name, size in SIZES.items():  # files without content take no room on disk
+        (folder / name).touch()
+        os.truncate(folder / name, size)
+    data = load_data("wikitext103", {"length": 64}, tmp_path)
+    assert data.info == data_info("wikitext103", {"length": 64})
+    assert len(data.train) == data.info.train_samples and data.train_batch(9, 5, seed=0)[0].shape == (5, 64)
+    assert len(data.test.text) == 1_290_590
+    os.truncate(folder / "wiki.test.raw", 1000)
+    with pytest.raises(DataError, match="wiki.test.raw should hold 1,290,590 bytes and holds 1,000"):
+        load_data("wikitext103", {}, tmp_path)
 
 
 def test_enwik8_is_split_as_usual(real_data):
