@@ -16,9 +16,7 @@ import numpy as np
 
 from sparsify.bench.noise import Observer
 from sparsify.errors import BenchError
-from sparsify.runtimes import LayerTime
-
-TOLERANCE = 1e-3  # relative error of float32 outputs against the reference
+from sparsify.runtimes import LayerTime, load_runtime
 
 
 @dataclass(eq=False)
@@ -110,7 +108,7 @@ def compare_outputs(contenders: list[Contender], inputs: np.ndarray) -> dict[Pat
             found = np.load(returned)
             reference = expected.setdefault(contender.model, found)
             error = relative_error(found, reference)
-            if not error < TOLERANCE:
+            if not error < load_runtime(contender.runtime).tolerance:
                 raise BenchError(
                     f"{contender.runtime} computes something else from {contender.model.name} than "
                     f"{contenders[0].runtime}: relative error {error:.1e}. A wrong result has no speed, so "

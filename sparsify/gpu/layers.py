@@ -1,4 +1,4 @@
-"""Layers of a torch module that run sparse: linear ones and 1x1 convolutions."""
+"""Layers of torch modules by their non-zeros: linear ones and 1x1 convolutions."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from torch import Tensor, nn
 
 from sparsify.gpu.matrix import sparse_matrix
 from sparsify.gpu.products import sparse_times_dense, sparse_times_vector
-
-LEAST_SPARSITY = 0.7  # below it the dense product of the device is left alone
 
 
 class InferenceLinear(nn.Module):
@@ -35,25 +33,6 @@ class InferencePointwise(nn.Module):
         return sparse_times_dense(self.weight, x.flatten(2), self.bias).view(len(x), -1, *x.shape[2:])
 
 
-def make_sparse(module: nn.Module, least: float = LEAST_SPARSITY) -> list[str]:
-    """Replace, in place, every layer that can run sparse and has at least that share of zeros; returns their names."""
-    replaced = []
-    for name, layer in list(module.named_modules()):
-        kind = _kind(layer)
-        if kind is None or not name:
-            continue
-        assert isinstance(layer.weight, Tensor)
-        if float((layer.weight == 0).float().mean()) >= least:
-            parent = module.get_submodule(name.rpartition(".")[0])
-            setattr(parent, name.rpartition(".")[2], kind(layer))
-            replaced.append(name)
-    return replaced
-
-
-def _kind(layer: nn.Module) -> type[nn.Module] | None:
-    if type(layer) is nn.Linear:
-        return InferenceLinear
-    if type(layer) is nn.Conv2d:
-        plain = (layer.kernel_size, layer.stride, layer.groups) == ((1, 1), (1, 1), 1)
-        return InferencePointwise if plain and layer.padding in ((0, 0), "valid", "same") else None
-    return None
+def sparse_layer(layer: nn.Linear | nn.Conv2d) -> nn.Module:
+    """The layer by its non-zeros; a convolution is 1x1, of stride 1 and in one group."""
+    return InferenceLinear(layer) if isinstance(layer, nn.Linear) else InferencePointwise(layer)

@@ -18,6 +18,7 @@ import numpy as np
 
 from sparsify.registry import load_class
 
+REDUCED = 5e-2  # tolerance of runtimes that compute in TF32 or bfloat16
 PROFILED_RUNS = 11  # of which `layers` gives medians
 
 Run = Callable[[np.ndarray], np.ndarray]  # [n, ...] float32, or tokens [n, t] int64 -> [n, ..., classes] float32
@@ -37,6 +38,7 @@ class Runtime(ABC):
     """What every runtime says of itself and does."""
 
     package: ClassVar[str]  # the distribution that it comes in; its version is recorded
+    tolerance: ClassVar[float] = 1e-3  # relative error of its outputs that is no error
 
     def missing(self) -> str | None:
         """Why it cannot run here, or None."""

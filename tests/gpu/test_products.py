@@ -12,9 +12,10 @@ from torch import nn
 
 pytest.importorskip("triton", reason="Triton is not installed here")
 
-from sparsify.gpu.layers import make_sparse
+from sparsify.gpu.layers import sparse_layer
 from sparsify.gpu.matrix import sparse_matrix
 from sparsify.gpu.products import MOST_LANES, STEP, VECTOR_STEP, sparse_times_dense, sparse_times_vector
+from sparsify.runtimes._layers import replace_layers
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
@@ -78,7 +79,7 @@ def test_layers_of_a_module_are_replaced_where_they_are_sparse():
             module[index].weight.mul_(torch.rand_like(module[index].weight) < 0.1)
         inputs = [torch.randn(batch, 3, 6, 6, device=DEVICE) for batch in (1, 3)]
         expected = [copy.deepcopy(module).double()(x.double()) for x in inputs]
-        assert make_sparse(module) == ["2", "6"]
+        assert replace_layers(module, sparse_layer) == ["2", "6"]
         for x, y in zip(inputs, expected, strict=True):
             check(module(x), y, torch.float32)
 
