@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sparsify.bench.results import Report as Report
     from sparsify.errors import SparsifyError as SparsifyError
     from sparsify.formats import SparseModel as SparseModel
+    from sparsify.hub import export_folder as export_folder
     from sparsify.interpolation import Landscape as Landscape
     from sparsify.interpolation import landscape as landscape
     from sparsify.recipe import Recipe as Recipe
@@ -49,6 +50,7 @@ _HOME = {
     "benchmark": "bench.benchmark",
     "compare": "bench.comparison",
     "export": "sources",
+    "export_folder": "hub",
     "inspect": "report.inspection",
     "landscape": "interpolation",
     "load_recipe": "recipe",

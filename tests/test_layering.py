@@ -14,8 +14,8 @@ PACKAGE = Path(sparsify.__file__).parent
 LAYERS = [
     ["errors"], ["files", "onnx_scan", "registry", "randomness"], ["recipe"], ["topology"], ["methods"],
     ["architectures", "data"],
-    ["formats"], ["engine"], ["nn"], ["gpu"], ["training"], ["adapters"], ["sources"], ["interpolation"], ["runtimes"],
-    ["bench"], ["report"], ["cli"],
+    ["formats"], ["engine"], ["nn"], ["gpu"], ["training"], ["adapters"], ["sources"], ["hub"], ["interpolation"],
+    ["runtimes"], ["bench"], ["report"], ["cli"],
 ]  # fmt: skip
 RANK = {name: rank for rank, group in enumerate(LAYERS) for name in group}
 FILES = sorted(PACKAGE.rglob("*.py"))

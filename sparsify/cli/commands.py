@@ -167,6 +167,12 @@ def export(
     encoding: Annotated[str | None, typer.Option(help="onnx: weights dense, packed or sparse-tensor.")] = None,
     values: Annotated[str | None, typer.Option(help="Stored weights as float32, float16 or bfloat16.")] = None,
     prune: Annotated[float | None, typer.Option(help="Magnitude-prune another program's model, as 0.9.")] = None,
+    folder: Annotated[
+        bool, typer.Option("--folder", help="A folder for Hugging Face tools: weights, config.json and a model card.")
+    ] = False,
+    push_to_hub: Annotated[
+        str | None, typer.Option(metavar="REPO", help="Write such a folder and upload it, as NAME/MODEL.")
+    ] = None,
     compact: Annotated[bool, typer.Option("--compact", help="Cut dead neurons and channels away.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     method: Method = None,
@@ -185,6 +191,14 @@ def export(
 
     changes = _topology_changes(set, method, distribution, sparsity, seed)
     options = {"packed": packed, "encoding": encoding, "values": values, "prune": prune, "compact": compact}
+    if folder or push_to_hub is not None:
+        from sparsify.cli.hub_folder import write_folder
+
+        given = {**options, "push_to_hub": push_to_hub}
+        found = write_folder(source, format, out, force, changes, given, quiet=json)
+        if json:
+            print_json(found)
+        return
     written = export_with_progress(source, format, out, force, changes, options, quiet=json)
     if json:
         print_json({**dataclasses.asdict(written), "path": str(written.path)})

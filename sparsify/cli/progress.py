@@ -21,6 +21,7 @@ from rich.progress import (
 
 from sparsify.bench.comparison import Comparison, compare
 from sparsify.formats import Written
+from sparsify.hub import Folder, export_folder
 from sparsify.interpolation import Landscape, landscape
 from sparsify.recipe import Recipe
 from sparsify.report.scores import score_in_words
@@ -110,6 +111,20 @@ def export_with_progress(
             bar.show(done, total, "bytes")
 
         return export(source, format, out, force=force, changes=changes, watch=watch, **options)
+
+
+def folder_with_progress(
+    source: str, out: Path | None, force: bool, changes: Sequence[str], options: dict[str, Any], quiet: bool
+) -> Folder:
+    """`export_folder` with a bar over the source's bytes. out: by default the source's name, here, with "-hub"."""
+    columns = (BarColumn(24), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with _Bar(*columns, console=Console(), quiet=quiet) as bar:
+
+        def watch(done: int, total: int) -> None:
+            bar.show(done, total, "bytes")
+
+        folder = out or Path(f"{Path(source).stem}-hub")
+        return export_folder(source, folder, force=force, changes=changes, watch=watch, **options)
 
 
 def landscape_with_progress(start: str, end: str, options: dict[str, Any], quiet: bool) -> Landscape:
