@@ -15,6 +15,7 @@ from sparsify.engine.library import Library
 from sparsify.engine.memory import aligned
 from sparsify.engine.runtime_ir import JOB, LINE, POOL_ACTIVE, POOL_PARKED, RECORD
 from sparsify.engine.target import available_cores
+from sparsify.engine.turns import Turns
 
 _SPINS = 16000  # pauses, some 200 microseconds in all, before a waiting thread gives up its core
 _CROWDED = 50  # the same where there are more threads than cores
@@ -57,7 +58,7 @@ class Pool:
 
     def __init__(self, library: Library, threads: int) -> None:
         self.library = library  # kept alive: its code runs in the workers
-        self.lock = threading.Lock()
+        self.lock = Turns()
         self._state = aligned(POOL_PARKED + LINE * threads, np.int64)
         self._start = _START(library.address("sparsify_start"))
         self._take_part = _TAKE_PART(library.address("sparsify_take_part"))
