@@ -71,13 +71,14 @@ def in_segments(weights: np.ndarray, width: int) -> Segments:
 
 
 def add_products(
-    body: Body, arrays: Sequence[ir.Value], vector: ir.Value, length: ir.Value, pieces: Sequence[ir.Value],
-    totals: Sequence[ir.Value],
+    body: Body, arrays: Sequence[ir.Value], vectors: Sequence[ir.Value], length: ir.Value,
+    pieces: Sequence[ir.Value], totals: Sequence[ir.Value],
 ) -> list[ir.Value]:  # fmt: skip
-    """Each matrix's sums of one slice of rows: `totals` and the products with `vector`, of `length` numbers.
+    """Sums of one slice of rows: `totals` and the products with `vectors`, of `length` numbers each.
 
-    `arrays` as in `Segments.arrays`; `pieces`: the number of the slice in each matrix, counted through all of them.
-    All matrices of a segment are in one loop: their sums do not wait for each other, and its end is met once.
+    `arrays` as in `Segments.arrays`; `pieces`: the number of the slice in each matrix, counted through all of them;
+    `totals`: for each vector one of each matrix. All matrices of a segment are in one loop: their sums do not wait
+    for each other, and its end is met once.
     """
     b, kind = body.builder, body.module.vector
     first, values, columns = arrays[:3]
@@ -86,25 +87,26 @@ def add_products(
     segments = b.udiv(b.add(length, body.const(SEGMENT - 1)), body.const(SEGMENT))
     with body.loop(0, segments, 1, totals) as segment:
         begin = b.mul(segment.index, body.const(SEGMENT))
-        numbers = [_numbers(body, vector, b.add(begin, body.const(i * kind.count)), length) for i in range(4)]
+        starts = [b.add(begin, body.const(i * kind.count)) for i in range(4)]
+        numbers = [[_numbers(body, vector, start, length) for start in starts] for vector in vectors]
         piece = b.add(b.mul(pieces[0], segments), segment.index)
-        start, stop = (body.load(first, b.add(piece, body.const(i)), I64, align=8) for i in (0, 1))
-        with body.loop(start, stop, 1, segment.state) as step:
-            row = b.mul(step.index, body.const(len(totals)))
-            step.following = []
-            for matrix, total in enumerate(step.state):
+        edges = [body.load(first, b.add(piece, body.const(i)), I64, align=8) for i in (0, 1)]
+        with body.loop(edges[0], edges[1], 1, segment.state) as step:
+            row = b.mul(step.index, body.const(len(pieces)))
+            step.following = list(step.state)
+            for matrix in range(len(pieces)):
                 place = b.add(row, body.const(matrix))
                 weight = b.load(body.at(values, place, kind), typ=kind, align=4)
-                column = b.load(body.at(columns, place, narrow), typ=narrow, align=1)
-                index = b.zext(column, wide)
-                low, high = (b.call(permute, [numbers[i], index, numbers[i + 1]]) for i in (0, 2))
+                index = b.zext(b.load(body.at(columns, place, narrow), typ=narrow, align=1), wide)
                 is_low = b.icmp_unsigned("<", index, body.splat(ir.Constant(I32, SEGMENT // 2)))
-                found = b.select(is_low, low, high)
-                step.following.append(body.fma(weight, found, total))
+                for i, registers in enumerate(numbers):
+                    low, high = (b.call(permute, [registers[k], index, registers[k + 1]]) for k in (0, 2))
+                    at = i * len(pieces) + matrix
+                    step.following[at] = body.fma(weight, b.select(is_low, low, high), step.state[at])
         segment.following = step.state
     return [
-        sell.add_products(body, arrays[3:], vector, piece, total)
-        for piece, total in zip(pieces, segment.state, strict=True)
+        sell.add_products(body, arrays[3:], vectors[i // len(pieces)], pieces[i % len(pieces)], total)
+        for i, total in enumerate(segment.state)
     ]
 
 

@@ -192,7 +192,7 @@ def _emit_sparse(module: Module, form: str) -> None:
             pieces = [b.add(turn.index, b.mul(slices, body.const(i))) for i in range(together)]
             initial = [b.load(body.at(bias, piece, kind), typ=kind, align=4) for piece in pieces]
             if form == "permuted":
-                totals = segments.add_products(body, arrays, x, length, pieces, initial)
+                totals = segments.add_products(body, arrays, [x], length, pieces, initial)
             else:
                 totals = [sell.add_products(body, arrays, x, pieces[0], initial[0])]
             for piece, total in zip(pieces, totals, strict=True):

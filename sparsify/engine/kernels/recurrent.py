@@ -1,4 +1,4 @@
-"""GRU and LSTM layers, a step of the stage for each in time: a tile is some hidden units of one sequence.
+"""GRU and LSTM layers, a step of the stage for each in time: a tile is some hidden units of a few sequences.
 
 The input's share of the gates is a Linear of its own that runs before, over all steps at once. Here a step
 multiplies the recurrence matrix with the last hidden state, one vector of hidden units at a time, and applies
@@ -36,6 +36,7 @@ from sparsify.engine.stage import Context, Stage
 
 _RATES = {"dense": 60e9, "gathered": 16e9, "permuted": 60e9}  # bytes of weights a second and thread
 _TILES = 2  # a thread and step, where the batch is small
+_TOGETHER = {"dense": 4, "gathered": 2, "permuted": 2}  # sequences that share what is read of the matrix
 
 
 def propose(operation: Operation, context: Context) -> Stage | None:
@@ -49,7 +50,9 @@ def propose(operation: Operation, context: Context) -> Stage | None:
         return None
     form, packed = _packed(operation, context)
     nonzeros = int(np.count_nonzero(operation.recurrence))
-    parts = max(1, min(-(-hidden // width), _TILES * context.threads // images))
+    together = 1 if images == 1 else _TOGETHER[form]
+    groups = -(-images // together)
+    parts = max(1, min(-(-hidden // width), _TILES * context.threads // groups))
     constants = (
         np.array(numbers(operation, steps, images, width, parts), np.int64),
         _bias(operation, width),
@@ -58,16 +61,16 @@ def propose(operation: Operation, context: Context) -> Stage | None:
     )
     return Stage(
         kernel="recurrent",
-        function=f"sparsify_{operation.kind}_{form}",
+        function=_name(operation.kind, form, together),
         reads=(operation.input, *(name for name in operation.initial if name)),
         writes=tuple(name for name in operation.outputs if name),
-        tiles=images * parts,
+        tiles=groups * parts,
         steps=steps,
         constants=tuple(copied(array) for array in constants),
         scratch=4 * images * (steps * hidden + width * -(-hidden // width)),
         flops=2.0 * nonzeros * steps * images,
         density=nonzeros / operation.recurrence.size,
-        seconds=_seconds(form, packed) * steps * images / context.threads,
+        seconds=_seconds(form, packed) * steps * groups / context.threads,
         why=f"{steps} steps of {images} sequences, {form}",
     )
 
@@ -100,47 +103,65 @@ def _bias(operation: Recurrent, width: int) -> np.ndarray:
     return padded
 
 
+def _name(kind: str, form: str, together: int) -> str:
+    return f"sparsify_{kind}_{form}_{together}"
+
+
 def emit(module: Module) -> None:
-    """void sparsify_{gru,lstm}_{dense,gathered,permuted}(buffers, constants, tile)."""
+    """void sparsify_{gru,lstm}_{dense,gathered,permuted}_<sequences>(buffers, constants, tile)."""
     forms = {"dense": _dense_products, "gathered": _gathered_products}
     if module.target.level == "avx512":
         forms["permuted"] = _permuted_products
     for kind in GATES:
         for form, products in forms.items():
-            _emit(module, kind, form, products)
+            for together in (1, _TOGETHER[form]):
+                _emit(module, kind, form, products, together)
 
 
-Products = Callable[[Frame, ir.Value, ir.Value, ir.Value], list[ir.Value]]
-"""Each gate's product with the state plus its bias, for a block, from (frame, constants, state, block)."""
+Products = Callable[[Frame, ir.Value, list[ir.Value], ir.Value], list[ir.Value]]
+"""For each state each gate's product with it plus its bias, for a block: (frame, constants, states, block)."""
 
 
-def _emit(module: Module, kind: str, form: str, products: Products) -> None:
-    """One step of some blocks of one image's hidden units."""
-    body = Body(module, f"sparsify_{kind}_{form}")
+def _emit(module: Module, kind: str, form: str, products: Products, together: int) -> None:
+    """One step of some blocks of some images' hidden units."""
+    body = Body(module, _name(kind, form, together))
     b = body.builder
     buffers, constants, tile = body.arguments
     frame = Frame(body, kind, buffers, body.pointer(constants, 0))
-    image, part = b.udiv(tile, frame.parts), b.urem(tile, frame.parts)
+    group, part = b.udiv(tile, frame.parts), b.urem(tile, frame.parts)
     start, stop = (b.udiv(b.mul(frame.blocks, number), frame.parts) for number in (part, b.add(part, body.const(1))))
-    # scratch memory: all sequences, where nobody wants them; then the cell state of each image
-    cell = b.add(b.mul(frame.steps, frame.across), b.mul(image, frame.whole))
     is_first = b.icmp_signed("==", frame.step, body.const(0))
     is_last = b.icmp_signed("==", frame.step, b.sub(frame.steps, body.const(1)))
-    share = body.at(frame.buffer(INPUT), b.mul(frame.offset(frame.step, image), body.const(frame.gates)), F32)
-    step = Step(
-        share,
+    # Past the last image the last one is read again, but not written.
+    numbers = [b.add(b.mul(group, body.const(together)), body.const(i)) for i in range(together)]
+    images = [body.smaller(number, b.sub(frame.images, body.const(1))) for number in numbers]
+    steps = [_step(frame, constants, image, is_first) for image in images]
+    with b.if_then(is_first):
+        for image, step in zip(images, steps, strict=True):
+            frame.copy(frame.place(CELL, image), Place(step.cell), start, stop)
+    with body.loop(start, stop) as block:
+        sums = products(frame, constants, [step.state for step in steps], block.index)
+        for i, step in enumerate(steps):
+            with b.if_then(b.icmp_signed("<", numbers[i], frame.images)):
+                apply(frame, kind, step, block.index, sums[i * frame.gates : (i + 1) * frame.gates])
+    with b.if_then(is_last):
+        for image, step in zip(images, steps, strict=True):
+            frame.copy(Place(step.output), frame.place(LAST_HIDDEN, image), start, stop)
+            frame.copy(Place(step.cell), frame.place(LAST_CELL, image), start, stop)
+    body.done()
+
+
+def _step(frame: Frame, constants: ir.Value, image: ir.Value, is_first: ir.Value) -> Step:
+    """Where an image's step finds and leaves things."""
+    body, b = frame.body, frame.body.builder
+    # scratch memory: all sequences, where nobody wants them; then the cell state of each image
+    cell = b.add(b.mul(frame.steps, frame.across), b.mul(image, frame.whole))
+    return Step(
+        body.at(frame.buffer(INPUT), b.mul(frame.offset(frame.step, image), body.const(frame.gates)), F32),
         _state(frame, constants, image, is_first),
         frame.hidden_state(frame.step, image),
         body.at(frame.scratch, cell, F32),
     )
-    with b.if_then(is_first):
-        frame.copy(frame.place(CELL, image), Place(step.cell), start, stop)
-    with body.loop(start, stop) as block:
-        apply(frame, kind, step, block.index, products(frame, constants, step.state, block.index))
-    with b.if_then(is_last):
-        frame.copy(Place(step.output), frame.place(LAST_HIDDEN, image), start, stop)
-        frame.copy(Place(step.cell), frame.place(LAST_CELL, image), start, stop)
-    body.done()
 
 
 def _state(frame: Frame, constants: ir.Value, image: ir.Value, is_first: ir.Value) -> ir.Value:
@@ -160,29 +181,31 @@ def _start(frame: Frame, constants: ir.Value, block: ir.Value) -> tuple[list[ir.
     return pieces, [b.load(body.at(bias, piece, kind), typ=kind, align=4) for piece in pieces]
 
 
-def _gathered_products(frame: Frame, constants: ir.Value, state: ir.Value, block: ir.Value) -> list[ir.Value]:
+def _gathered_products(frame: Frame, constants: ir.Value, states: list[ir.Value], block: ir.Value) -> list[ir.Value]:
     arrays = [frame.body.pointer(constants, i) for i in (3, 4, 5)]
+    pieces, biases = _start(frame, constants, block)
     return [
         sell.add_products(frame.body, arrays, state, piece, bias)
-        for piece, bias in zip(*_start(frame, constants, block), strict=True)
+        for state in states
+        for piece, bias in zip(pieces, biases, strict=True)
     ]
 
 
-def _dense_products(frame: Frame, constants: ir.Value, state: ir.Value, block: ir.Value) -> list[ir.Value]:
+def _dense_products(frame: Frame, constants: ir.Value, states: list[ir.Value], block: ir.Value) -> list[ir.Value]:
     """All gates in one loop, whose sums do not wait for each other."""
     body, b, kind = frame.body, frame.body.builder, frame.body.module.vector
     pieces, biases = _start(frame, constants, block)
     weights = body.pointer(constants, 3)
     columns = [body.at(weights, b.mul(piece, frame.hidden), kind) for piece in pieces]
-    with body.loop(0, frame.hidden, 1, biases) as step:
-        number = body.splat(body.load(state, step.index, F32))
-        step.following = [
-            body.fma(b.load(body.at(column, step.index, kind), typ=kind, align=4), number, total)
-            for column, total in zip(columns, step.state, strict=True)
-        ]
+    with body.loop(0, frame.hidden, 1, biases * len(states)) as step:
+        vectors = [b.load(body.at(column, step.index, kind), typ=kind, align=4) for column in columns]
+        numbers = [body.splat(body.load(state, step.index, F32)) for state in states]
+        factors = [(vector, number) for number in numbers for vector in vectors]
+        step.following = [body.fma(*pair, total) for pair, total in zip(factors, step.state, strict=True)]
     return step.state
 
 
-def _permuted_products(frame: Frame, constants: ir.Value, state: ir.Value, block: ir.Value) -> list[ir.Value]:
+def _permuted_products(frame: Frame, constants: ir.Value, states: list[ir.Value], block: ir.Value) -> list[ir.Value]:
     arrays = [frame.body.pointer(constants, i) for i in range(3, 9)]
-    return segments.add_products(frame.body, arrays, state, frame.hidden, *_start(frame, constants, block))
+    pieces, biases = _start(frame, constants, block)
+    return segments.add_products(frame.body, arrays, states, frame.hidden, pieces, biases * len(states))
