@@ -23,9 +23,12 @@ from sparsify.topology.digest import mask_digest
 
 @dataclass(frozen=True, eq=False)
 class SparseModel:
-    """A network in memory, as a file holds it: every tensor dense, weights outside their mask exactly 0."""
+    """A network in memory, as a file holds it: every tensor dense, weights outside their mask exactly 0.
 
-    tensors: dict[str, np.ndarray]  # by the name in the model
+    One that is to be written only may hold a `StoredTensor` in place of an array that would be too large.
+    """
+
+    tensors: dict[str, Any]  # np.ndarray by the name in the model
     layers: list[Layer]  # those that do the work, in order of use; positions are 0 where unknown
     metadata: Metadata | None  # None for a file that another program wrote
 

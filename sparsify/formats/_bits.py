@@ -108,6 +108,21 @@ def file_chunks(
         raise damaged(error.strerror or str(error)) from None
 
 
+def spread(values: np.ndarray, positions: np.ndarray, shape: tuple[int, ...]) -> StoredTensor:
+    """A tensor that is 0 but for these values, [nnz], at flat positions, ascending; dense a chunk at a time."""
+    dtype = OF_NUMPY[values.dtype.name]
+    size, bits = math.prod(shape), values.view(unsigned(dtype))
+
+    def chunks() -> Iterator[np.ndarray]:
+        for start in range(0, size, CHUNK):
+            chunk = np.zeros(min(CHUNK, size - start), bits.dtype)
+            part = slice(np.searchsorted(positions, start), np.searchsorted(positions, start + CHUNK))
+            chunk[positions[part] - start] = bits[part]
+            yield chunk
+
+    return StoredTensor(dtype, shape, chunks)
+
+
 def of_array(array: np.ndarray, name: str) -> StoredTensor:
     """A numpy array as a stored tensor. Raises FormatError for types that safetensors cannot hold."""
     if array.dtype.name not in OF_NUMPY:

@@ -24,7 +24,8 @@ def stored_model(model: SparseModel, values: str | None) -> tuple[dict[str, Stor
     A connection whose weight is too small for the type and becomes 0 is still a connection: its position joins
     the record's live zeros, so the mask digest stays as it was. Raises FormatError for weights too large.
     """
-    tensors = {name: of_array(array, name) for name, array in model.tensors.items()}
+    given = model.tensors.items()
+    tensors = {name: t if isinstance(t, StoredTensor) else of_array(t, name) for name, t in given}
     if values is None:
         return tensors, model.metadata
     dtype = value_type(values)

@@ -96,6 +96,24 @@ def weights_digest(file: TensorFile) -> str:
     return hasher.hexdigest()
 
 
+def masks_digest(file: TensorFile, names: Iterable[str], live: Mapping[str, np.ndarray]) -> str:
+    """The digest of the masks of these weights, `live` connections included; a chunk of a weight at a time."""
+    hasher = MaskHasher()
+    for name in sorted(names):
+        hasher.add(name, file.tensors[name].shape, _mask_chunks(file.tensors[name], live.get(name)))
+    return hasher.hexdigest()
+
+
+def _mask_chunks(tensor: StoredTensor, live: np.ndarray | None) -> Iterator[np.ndarray]:
+    start = 0
+    for chunk in tensor.chunks():
+        present = chunk << 1 != 0  # the sign of -0.0 does not count
+        if live is not None:
+            present[live[np.searchsorted(live, start) : np.searchsorted(live, start + len(chunk))] - start] = True
+        start += len(chunk)
+        yield np.packbits(present, bitorder="little")
+
+
 class _Layout:
     """The header as it grows: entries without holes, and where the next tensor goes."""
 

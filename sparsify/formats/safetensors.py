@@ -13,7 +13,7 @@ import numpy as np
 from sparsify.errors import FormatError
 from sparsify.files import replacing
 from sparsify.formats import SparseModel, Written, check_against_metadata
-from sparsify.formats._bits import cast
+from sparsify.formats._bits import StoredTensor, cast
 from sparsify.formats._compact_model import compact_model
 from sparsify.formats._containers import WHOLE, container_opener, open_tensors
 from sparsify.formats._header import TensorFile, read_file
@@ -22,7 +22,15 @@ from sparsify.formats._packed import broken, unpacked
 from sparsify.formats._prune import check_sparsity
 from sparsify.formats._prune import prune as prune_weight
 from sparsify.formats._values import stored_model, value_type
-from sparsify.formats._writer import Watch, check_space, unwatched, weights_digest, write_dense, write_packed
+from sparsify.formats._writer import (
+    Watch,
+    check_space,
+    masks_digest,
+    unwatched,
+    weights_digest,
+    write_dense,
+    write_packed,
+)
 from sparsify.topology.costs import Layer
 
 SUFFIX = ".safetensors"
@@ -51,7 +59,11 @@ def write(
 
     def prove(partial: Path) -> None:
         nonlocal digest
-        digest = _load(unpacked(read_file(partial), partial), partial).digest()
+        read = unpacked(read_file(partial), partial)
+        if any(isinstance(tensor, StoredTensor) for tensor in model.tensors.values()):
+            digest = masks_digest(read, [layer.name for layer in model.layers if layer.sparse], live)
+        else:
+            digest = _load(read, partial).digest()
 
     _write(file, path, packed, watch, live, prove)
     return Written(path, path.stat().st_size, digest, error, _dense_size(file), compacted=compacted)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_PART = 1 << 20  # weights that are looked at at a time; a multiple of 8
+_PART = 1 << 18  # weights that are looked at at a time; a multiple of 8
 
 
 @dataclass(frozen=True, eq=False)

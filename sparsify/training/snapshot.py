@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +13,7 @@ from sparsify import __version__
 from sparsify.data import DataInfo, data_info
 from sparsify.errors import DivergedError
 from sparsify.formats import Metadata, SparseModel
+from sparsify.formats._bits import spread
 from sparsify.formats._metadata import LayerMetadata, Network
 from sparsify.methods import Method
 from sparsify.nn import sparse_layers
@@ -85,12 +85,10 @@ def snapshot(
     """
     state = model.state_dict()
     owned = [name for name, owner in tensor_owners(model).items() if name == owner]
-    for name, layer in sparse_layers(model).items():
+    sparse = sparse_layers(model)
+    for name in sparse:
         owned.remove(f"{name.removesuffix('weight')}positions")
-        state[name] = layer.to_dense()
-    listed = {name: layer.mask() for name, layer in masks.positions.items()}
-    masks = replace(masks, tensors={**masks.tensors, **listed}, positions={})
-    tensors = {name: state[name].detach().cpu().numpy().copy() for name in owned}
+    tensors: dict[str, Any] = {name: state[name].detach().cpu().numpy().copy() for name in owned}
     for name, tensor in tensors.items():
         if not np.isfinite(tensor).all():
             raise DivergedError(f"The tensor {name} holds values that are not finite: training diverged.")
@@ -101,6 +99,12 @@ def snapshot(
         zeros = np.flatnonzero(mask_array & (tensors[name] == 0))
         if zeros.size:
             live_zeros[name] = zeros.tolist()
+    for name, layer in sparse.items():
+        flat, order = layer.positions().sort()
+        values, tensors[name] = tensors[name][order.numpy()], None
+        tensors[name] = spread(values, flat.numpy(), layer.pattern.shape)
+        if (values == 0).any():
+            live_zeros[name] = flat.numpy()[values == 0].tolist()
     nonzeros = masks.nonzeros()
     metadata = Metadata(
         producer=f"sparsify {__version__}",

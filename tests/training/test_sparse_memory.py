@@ -7,19 +7,24 @@ import sys
 import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sparsify.data import data_info
+from sparsify.formats import Written, _bits, _packed, _writer, load_format, read_model
 from sparsify.nn import SparseLinear, growth
+from sparsify.recipe import load_recipe
 from sparsify.topology import select
+from sparsify.topology.costs import Layer
 from sparsify.topology.masks import Masks
 from sparsify.topology.schedules import UpdateSchedule
 from sparsify.topology.select import random_positions
 from sparsify.training.checkpoint import Window, load_checkpoint, read_checkpoint, save_checkpoint
 from sparsify.training.compute import positions_of
-from sparsify.training.snapshot import load_method
+from sparsify.training.snapshot import load_method, snapshot
 from sparsify.training.step import Topology, TrainState, finish_step, record_gradients
 
 SIZE, COUNT, BATCH = 1024, 2600, 8
@@ -69,6 +74,37 @@ def test_largest_tensor_and_peak_of_arrays(method, tmp_path, monkeypatch):
     assert (state.updates == 2) == (method != "static") and sum(state.masks.nonzeros().values()) == 2 * COUNT
     assert COUNT <= watcher.largest <= 16 * SIZE + COUNT, "more than a block of the dense gradient"
     assert peak < SIZE * SIZE, f"{peak} bytes of arrays, and a mask would have {SIZE * SIZE}"
+
+
+def test_a_model_is_written_in_parts(tmp_path, monkeypatch):
+    """No array of a weight's size is made to write it and to prove what was written."""
+    random = torch.Generator().manual_seed(0)
+    model = nn.Sequential(SparseLinear(SIZE, SIZE, random_positions(SIZE * SIZE, COUNT, random)))
+    model[0].weight.data[:5] = 0  # connections all the same
+    masks = Masks({}, positions=positions_of(model))
+    recipe = load_recipe(None, [])
+    layers = [Layer("0.weight", (SIZE, SIZE), 1)]
+    for module in (_bits, _packed):
+        monkeypatch.setattr(module, "CHUNK", 1 << 14)
+    monkeypatch.setattr(_writer, "MEMORY", 1 << 14)
+
+    def write() -> Written:
+        final = snapshot(model, layers, masks, recipe, data_info("digits", {}), "trained")
+        written: Written = load_format("safetensors").write(final, tmp_path / "model.safetensors")
+        return written
+
+    write()  # what is imported once is there now
+    tracemalloc.start()
+    try:
+        written = write()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert written.digest == masks.digest() and written.size > SIZE * SIZE * 4
+    assert peak < SIZE * SIZE, f"{peak} bytes, and the weight has {SIZE * SIZE * 4}"
+    read = read_model(tmp_path / "model.safetensors")
+    assert np.array_equal(read.tensors["0.weight"], model[0].to_dense().numpy())
+    assert read.digest() == masks.digest()
 
 
 def test_the_experiment_runs(monkeypatch, capsys):
