@@ -16,6 +16,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sparsify.errors import RecipeError, UnknownNameError
+from sparsify.references import is_reference
 from sparsify.registry import explain, find, unknown
 
 DEFAULT = "lenet-300-100-digits"  # trains on data that ships with the package
@@ -128,8 +129,9 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Self:
-        find("architectures", self.model.name)
-        find("data", self.data.name)
+        for folder, part in (("architectures", self.model), ("data", self.data)):
+            if not is_reference(part.name):  # those are followed when they are needed, never for a file's sake
+                find(folder, part.name)
         find("methods", self.topology.method)
         find("topology/distributions", self.topology.distribution)
         return self

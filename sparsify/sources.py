@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
+from sparsify import architectures
 from sparsify.data import data_info
 from sparsify.errors import FormatError, RecipeError, UnknownNameError
 from sparsify.formats import SparseModel, Written, load_format, read_model
-from sparsify.recipe import load_recipe, recipe_names
+from sparsify.recipe import Recipe, load_recipe, recipe_names
+from sparsify.references import is_reference
 from sparsify.registry import names, unknown
 from sparsify.topology.layers import find_layers
 from sparsify.training import run_folder
 from sparsify.training.checkpoint import read_checkpoint
 from sparsify.training.compute import fitted
+from sparsify.training.loop import Result
 from sparsify.training.snapshot import build_network, initial_snapshot, snapshot
 
 
-def open_source(source: str | Path, changes: Sequence[str] = ()) -> SparseModel:
-    """The model that a run folder, a model file or a recipe stands for.
+def open_source(source: str | Path | Result, changes: Sequence[str] = ()) -> SparseModel:
+    """The model that a run folder, a model file, a recipe or a finished run stands for.
 
     A run that is not finished gives the state of its last checkpoint; a recipe gives a freshly initialised,
     masked network. changes: "section.key=value" each, for recipes only.
     Raises SparsifyError where there is no such thing or it is damaged.
     """
+    if isinstance(source, Result):
+        module, model = source.model, read_model(source.folder / run_folder.MODEL)
+        return model if module is None else replace(model, build=lambda: deepcopy(module).cpu())
     path = Path(source)
     standing = path.is_dir() or (path.is_file() and path.suffix != ".toml")
     if standing and changes:
@@ -45,7 +52,7 @@ def open_source(source: str | Path, changes: Sequence[str] = ()) -> SparseModel:
 
 
 def export(
-    source: str | Path,
+    source: str | Path | Result,
     format: str | None = None,
     out: str | Path | None = None,
     *,
@@ -56,6 +63,7 @@ def export(
 ) -> Written:
     """Write a source as a model file and prove it: read again, masks recounted, outputs compared.
 
+    source: as in `open_source`, or what `train` returned, for networks that were given to it as objects.
     format: by default the one that `out`'s suffix names, else onnx. out: by default the source's name in the
     current folder. An existing file is replaced only with `force`. watch: called with (bytes done, bytes in all)
     where the format counts them. options: those of the format, such as packed=True for safetensors; for sources
@@ -66,12 +74,13 @@ def export(
         by_suffix = {load_format(name).SUFFIX: name for name in names("formats")}
         format = by_suffix.get(path.suffix, "onnx") if path else "onnx"
     module = load_format(format)
-    path = path or _default_path(Path(source), module.SUFFIX, bool(options.get("packed")))
+    place = source.folder if isinstance(source, Result) else Path(source)
+    path = path or _default_path(place, module.SUFFIX, bool(options.get("packed")))
     if path.suffix != module.SUFFIX:
         raise FormatError(f"{path} does not end in {module.SUFFIX}, as files of the format {format} do. Rename it.")
     if path.exists() and not force:
         raise FormatError(f"{path} exists. Give --force to replace it, or another name with --out.")
-    file = _model_file(Path(source))
+    file = _model_file(place)
     given = {name: value for name, value in options.items() if value not in (None, False)}
     if watch is not None:
         given["watch"] = watch
@@ -82,7 +91,7 @@ def export(
 
 
 def _write(
-    source: str | Path, module: Any, path: Path, changes: Sequence[str], given: dict[str, Any], format: str
+    source: str | Path | Result, module: Any, path: Path, changes: Sequence[str], given: dict[str, Any], format: str
 ) -> Written:
     if "prune" in given:
         raise FormatError(
@@ -125,7 +134,7 @@ def _model_file(path: Path) -> Path | None:
 
 def _open_run(folder: Path) -> SparseModel:
     if (folder / run_folder.MODEL).is_file():
-        return read_model(folder / run_folder.MODEL)
+        return _with_network(read_model(folder / run_folder.MODEL), load_recipe(folder / run_folder.RECIPE))
     recipe = load_recipe(folder / run_folder.RECIPE)
     info = data_info(recipe.data.name, recipe.data.options)
     model, layers, masks = build_network(recipe, info)
@@ -137,6 +146,15 @@ def _open_run(folder: Path) -> SparseModel:
     layers = find_layers(model, info.zeros(), recipe.topology.layers)
     progress = {"steps": content["progress"]["step"], "updates": content["progress"]["updates"]}
     return snapshot(model, layers, replace(masks, tensors=content["masks"]), recipe, info, "in training", progress)
+
+
+def _with_network(model: SparseModel, recipe: Recipe) -> SparseModel:
+    """A run's model, with the user's own network if it is one: its folder is trusted, a model file is not."""
+    if not is_reference(recipe.model.name) or model.metadata is None:
+        return model
+    network = model.metadata.network
+    sizes = (tuple(network.input_shape), network.classes, network.vocabulary)
+    return replace(model, build=lambda: architectures.build(recipe.model.name, recipe.model.options, *sizes))
 
 
 def _suffixes() -> set[str]:

@@ -12,7 +12,7 @@ import sparsify
 PACKAGE = Path(sparsify.__file__).parent
 # Left to right; names in one group may import each other only where the order inside the group allows it.
 LAYERS = [
-    ["errors"], ["files", "onnx_scan", "registry", "randomness"], ["recipe"], ["topology"], ["methods"],
+    ["errors"], ["files", "onnx_scan", "registry", "randomness"], ["references"], ["recipe"], ["topology"], ["methods"],
     ["architectures", "data"],
     ["formats"], ["engine"], ["nn"], ["gpu"], ["training"], ["adapters"], ["sources"], ["hub"], ["interpolation"],
     ["runtimes"], ["bench"], ["report"], ["cli"],

@@ -34,6 +34,8 @@ def test_example(kind, text, folder):
     for package in re.findall(r"^(?:import|from) (\w+)", text, re.MULTILINE) if kind == "python" else ():
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed")
+    if file := re.match(r"# (\w+\.py)\n", text):
+        (folder / file[1]).write_text(text)
     for command in commands(kind, text):
         done = subprocess.run(command, cwd=folder, env={**os.environ}, capture_output=True, text=True)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"

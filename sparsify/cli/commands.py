@@ -60,7 +60,16 @@ def train(
         Literal["masked", "sparse"] | None,
         typer.Option(help="masked, or sparse: non-zeros only, on the CPU [default: as the checkpoint, or masked]."),
     ] = None,
-    data: DataFolder = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="MODULE:FUNCTION", help="A function of yours that builds the network.")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER|MODULE:FUNCTION",
+            help="Folder of the data sets [default: $SPARSIFY_DATA or ~/data], or a function that returns yours.",
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder [default: runs/RECIPE-METHOD-SPARSITY-seedN].")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out from its checkpoint.")] = False,
     set: Set = None,
@@ -86,7 +95,7 @@ def train(
     )
     own = recipe is None and not changes and resume and out is not None
     chosen = None if own else load_recipe(recipe, changes)
-    options = {"data": data, "device": device, "resume": resume, "compute": compute}
+    options = {"model": model, "data": data, "device": device, "resume": resume, "compute": compute}
     result = train_with_progress(chosen, out, options, quiet=json)
     if json and speaks():
         print_json({"folder": str(result.folder), **result.line})

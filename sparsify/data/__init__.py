@@ -20,6 +20,7 @@ from torch import Tensor
 from sparsify import registry
 from sparsify.errors import DataError
 from sparsify.randomness import generator
+from sparsify.references import import_reference, is_reference
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,7 +156,12 @@ def data_folder(given: str | Path | None = None) -> Path:
 
 
 def data_info(name: str, options: Mapping[str, Any]) -> DataInfo:
-    """What is known of the named data set without its files. Raises RecipeError for an option."""
+    """What is known of the named data set without its files. Raises RecipeError for an option.
+
+    Data of the user's own ("package.module:function") is made for that.
+    """
+    if is_reference(name):
+        return load_data(name, options).info
     module: Any = registry.load("data", name)
     info: DataInfo = registry.configure(module.info, "data", options) if hasattr(module, "info") else module.INFO
     return info
@@ -166,6 +172,10 @@ def load_data(name: str, options: Mapping[str, Any], folder: str | Path | None =
 
     Raises DataError where it cannot be had or is damaged, RecipeError for an option.
     """
+    if is_reference(name):
+        from sparsify.data._own import own_data
+
+        return own_data(registry.configure(import_reference(name), "data", options))
     module: Any = registry.load("data", name)
     dataset: Data = registry.configure(module.load, "data", options, folder=data_folder(folder))
     if not isinstance(dataset, Dataset):

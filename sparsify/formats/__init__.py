@@ -8,9 +8,10 @@ trainer.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +20,9 @@ from sparsify.errors import FormatError
 from sparsify.formats._metadata import Metadata as Metadata
 from sparsify.topology.costs import Layer
 from sparsify.topology.digest import mask_digest
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +35,7 @@ class SparseModel:
     tensors: dict[str, Any]  # np.ndarray by the name in the model
     layers: list[Layer]  # those that do the work, in order of use; positions are 0 where unknown
     metadata: Metadata | None  # None for a file that another program wrote
+    build: Callable[[], nn.Module] | None = None  # of a user's own network, which no file can build
 
     def masks(self) -> dict[str, np.ndarray]:
         """Where connections exist, recounted from the values; bool, by the weight's name.

@@ -20,6 +20,7 @@ def build_module(model: SparseModel) -> nn.Module:
 
     from sparsify import architectures
     from sparsify.recipe import parse_recipe
+    from sparsify.references import is_reference
     from sparsify.topology.tying import tensor_owners
 
     if model.metadata is None:
@@ -32,7 +33,15 @@ def build_module(model: SparseModel) -> nn.Module:
     network = model.metadata.network
     part = parse_recipe(network.recipe).model
     shape = tuple(network.input_shape)
-    module = architectures.build(part.name, part.options, shape, network.classes, network.vocabulary)
+    if model.build is not None:
+        module = model.build()
+    elif is_reference(part.name):
+        raise FormatError(
+            f"The network is code of somebody's own ({part.name}), which is not imported because a file names it. "
+            f"Export it from the folder of its run, or from the result of `sparsify.train`."
+        )
+    else:
+        module = architectures.build(part.name, part.options, shape, network.classes, network.vocabulary)
     expected = module.state_dict()
     # A graph holds constants besides the network's tensors, and no counts of training steps.
     owners = tensor_owners(module).items()

@@ -10,6 +10,7 @@ from typing import Any
 from sparsify.data import data_info
 from sparsify.formats import Metadata, SparseModel
 from sparsify.recipe import load_recipe, parse_recipe
+from sparsify.references import is_reference
 from sparsify.registry import names
 from sparsify.sources import open_source
 from sparsify.topology.costs import Layer, format_bytes, inference_flops, sparse_bytes
@@ -135,7 +136,8 @@ def _facts(metadata: Metadata | None) -> dict[str, Any]:
     if metadata is None:
         return {"origin": "another program"}
     recipe = parse_recipe(metadata.network.recipe)
-    samples = data_info(recipe.data.name, recipe.data.options).train_samples
+    own = is_reference(recipe.data.name)  # and then not looked at because a file names it
+    samples = 0 if own else data_info(recipe.data.name, recipe.data.options).train_samples
     return {
         "origin": metadata.origin,
         "recipe": recipe.name,
@@ -144,7 +146,7 @@ def _facts(metadata: Metadata | None) -> dict[str, Any]:
         "method": metadata.method,
         "distribution": metadata.distribution,
         "target_sparsity": metadata.target_sparsity,
-        "training_steps": recipe.steps(samples),
+        "training_steps": None if own and recipe.training.steps is None else recipe.steps(samples),
         "batch_size": recipe.training.batch_size,
         "optimizer": recipe.optimizer.model_dump(exclude_none=True),
         **({"results": metadata.training} if metadata.training else {}),

@@ -7,6 +7,8 @@ import numpy as np
 
 from sparsify.formats import onnx
 from sparsify.formats._module import build_module
+from sparsify.recipe import parse_recipe
+from sparsify.references import is_reference
 from sparsify.runtimes import Run, Runtime
 
 
@@ -20,6 +22,8 @@ class TorchEager(Runtime):
         record = onnx.read(path).metadata
         if record is None:
             return "the file was not written by sparsify, so the torch module is not known"
+        if is_reference(parse_recipe(record.network.recipe).model.name):
+            return "the network is code of somebody's own, which is not imported because a file names it"
         if record.uncut_shapes:
             return "channels were cut away from it, so it is no longer the recipe's torch module"
         return None

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparsify.errors import DivergedError, InterruptedTraining
 from sparsify.files import write_json
 from sparsify.formats import load_format
 from sparsify.recipe import Recipe
+from sparsify.references import is_reference
 from sparsify.topology.masks import Masks
 from sparsify.training import run_folder
 from sparsify.training.averaging import averaged
@@ -30,7 +31,7 @@ from sparsify.training.monitoring import active_neurons, deaths, itop_rate
 from sparsify.training.optimizer import set_learning_rate
 from sparsify.training.precision import SMALLEST, LossScale, autocast
 from sparsify.training.snapshot import snapshot
-from sparsify.training.start import Start, choose_device, start_run
+from sparsify.training.start import Own, Start, choose_device, start_run
 from sparsify.training.step import TrainState, finish_step, record_gradients, start_by_gradient
 
 LOG_EVERY = 50  # steps; the loss is looked at, and may stop the run, as often
@@ -44,6 +45,7 @@ class Progress:
     step: int
     steps: int
     line: dict[str, Any] = field(default_factory=dict)
+    model: nn.Module | None = None  # after the last step
 
 
 @dataclass(frozen=True)
@@ -52,13 +54,15 @@ class Result:
 
     folder: Path
     line: dict[str, Any]  # the last line of the metrics
+    model: nn.Module | None = None  # the network as it was trained
 
 
 def train(
     recipe: Recipe | str | Path | None = None,
     out: str | Path | None = None,
     *,
-    data: str | Path | None = None,
+    model: nn.Module | str | None = None,
+    data: Any = None,
     device: str = "auto",
     resume: bool = False,
     compute: Compute | None = None,
@@ -67,24 +71,29 @@ def train(
     """Train a recipe from start to end, or on from its checkpoint.
 
     recipe: a Recipe, a name, a path, or None for the default (when resuming: for the run's own).
-    out: the run folder, by default `runs/NAME-METHOD-SPARSITY-seedN`. data: folder of the data sets.
+    out: the run folder, by default `runs/NAME-METHOD-SPARSITY-seedN`. model: a network of your own, in the place of
+    the recipe's: a module, trained in place, or "package.module:function", which builds one. data: the folder of the
+    data sets, or data of your own, see `data._own`: a pair of training and test set, or "package.module:function",
+    which returns one. The loss is cross-entropy.
     device: "cpu", "cuda" or "auto". watch: called after every step. compute: "masked" (dense weights times masks) or
     "sparse" (non-zeros alone; CPU), by default as the checkpoint was saved, and masked for a new run.
     Raises SparsifyError; InterruptedTraining after SIGINT or SIGTERM, with the state saved.
     """
     progress = None
-    for progress in training(recipe, out, data=data, device=device, resume=resume, compute=compute):
+    for progress in training(recipe, out, model=model, data=data, device=device, resume=resume, compute=compute):
         if watch is not None:
             watch(progress)
     assert progress is not None
-    return Result(Path(progress.line["folder"]), {k: v for k, v in progress.line.items() if k != "folder"})
+    line = {key: value for key, value in progress.line.items() if key != "folder"}
+    return Result(Path(progress.line["folder"]), line, progress.model)
 
 
 def training(
     recipe: Recipe | str | Path | None = None,
     out: str | Path | None = None,
     *,
-    data: str | Path | None = None,
+    model: nn.Module | str | None = None,
+    data: Any = None,
     device: str = "auto",
     resume: bool = False,
     compute: Compute | None = None,
@@ -94,7 +103,9 @@ def training(
     Under torchrun every rank iterates; rank 0 alone writes.
     """
     with join_world(choose_device(device)) as world:
-        yield from _steps(start_run(recipe, out, data, resume, world, compute), world)
+        folder = data if isinstance(data, Path) or (isinstance(data, str) and not is_reference(data)) else None
+        own = Own(model, data if folder is None else None)
+        yield from _steps(start_run(recipe, out, folder, resume, world, compute, own), world)
 
 
 def _steps(run: Start, world: World) -> Iterator[Progress]:
@@ -151,7 +162,7 @@ def _steps(run: Start, world: World) -> Iterator[Progress]:
 
     if world.writes:
         _write_model(run, state, line)
-    yield Progress(steps, steps, {**line, "folder": str(folder)})
+    yield Progress(steps, steps, {**line, "folder": str(folder)}, state.model)
 
 
 def _backward(

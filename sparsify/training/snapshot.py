@@ -41,9 +41,9 @@ def recipe_method(recipe: Recipe) -> Method:
 
 
 def build_network(
-    recipe: Recipe, info: DataInfo, sparsity: float | None = None
+    recipe: Recipe, info: DataInfo, sparsity: float | None = None, own: nn.Module | None = None
 ) -> tuple[nn.Module, list[Layer], Masks]:
-    """A recipe's network, initialised from the seed and masked.
+    """A recipe's network, initialised from the seed and masked; or `own`, as it is, masked.
 
     sparsity: by default the one that the method starts with, so that this is the network before the first step.
     """
@@ -55,7 +55,7 @@ def build_network(
         sparsity = method.initial_sparsity(topology.sparsity)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = build_model(recipe, info)
+        model = own if own is not None else build_model(recipe, info)
     layers = find_layers(model, info.zeros(), topology.layers)
     masks = random_masks(layers, topology.distribution, sparsity, generator(seed, "masks"), method.draw)
     apply_masks(model, masks)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from sparsify.data import Data, DataInfo, load_data
+from sparsify.data._own import own_data
 from sparsify.errors import RecipeError
 from sparsify.formats import read_model
 from sparsify.formats._module import build_module
-from sparsify.recipe import Recipe, load_recipe
+from sparsify.recipe import DEFAULT, Part, Recipe, load_recipe, parse_recipe
 from sparsify.recipe import Topology as Settings
 from sparsify.topology.costs import Layer
 from sparsify.topology.densities import allocate_counts
@@ -45,20 +47,49 @@ class Start:
     metrics_bytes: int  # length of the metrics that belong to the state
 
 
+@dataclass(frozen=True, eq=False)
+class Own:
+    """A model and data of the user's own: references, "package.module:function", or objects.
+
+    Of objects a recipe can hold no more than a name, ":Net" or ":data".
+    """
+
+    model: nn.Module | str | None = None
+    data: Any = None
+
+    def named_in(self, recipe: Recipe) -> Recipe:
+        """The recipe with them in the place of its network and data, and, if it is the default one, of its name."""
+        changes: dict[str, Any] = {}
+        if self.model is not None:
+            changes["model"] = Part(name=self.model if isinstance(self.model, str) else f":{type(self.model).__name__}")
+        if self.data is not None:
+            changes["data"] = Part(name=self.data if isinstance(self.data, str) else ":data")
+        if changes and recipe.name == DEFAULT:
+            parts = [recipe.model_copy(update=changes).model.name, recipe.model_copy(update=changes).data.name]
+            changes["name"] = "-".join(part.rpartition(":")[2] for part in parts)
+        return parse_recipe(recipe.model_copy(update=changes).model_dump())
+
+
+NOTHING = Own()
+
+
 def start_run(
     recipe: Recipe | str | Path | None, out: str | Path | None, data: str | Path | None, resume: bool, world: World,
-    compute: Compute | None = None,
+    compute: Compute | None = None, own: Own = NOTHING,
 ) -> Start:  # fmt: skip
     """Open or create the run's folder, load the data, build the network, and load the checkpoint if there is one.
 
-    compute: masked or sparse, by default as the checkpoint was saved, and masked for a new run.
+    compute: masked or sparse, by default as the checkpoint was saved, and masked for a new run. own: what the user
+    gave as objects.
     """
-    recipe, folder = _open(recipe, out, resume)
+    recipe, folder = _open(recipe, out, resume, own)
     _check_shares(recipe, world)
-    dataset = _load_data(recipe, data, world)
+    given = None if own.data is None or isinstance(own.data, str) else own_data(own.data)
+    dataset = _load_data(recipe, data, world) if given is None else given.to(world.device)
     settings, place = recipe.training, world.device
     torch.manual_seed(settings.seed)
-    model, layers, masks = first_network(recipe, dataset.info) if not resume else build_network(recipe, dataset.info)
+    first = build_network if resume else first_network
+    model, layers, masks = first(recipe, dataset.info, own=own.model if isinstance(own.model, nn.Module) else None)
     model.to(place)
     checkpoint, content = folder / run_folder.CHECKPOINT, None
     if resume and checkpoint.is_file():
@@ -79,15 +110,15 @@ def start_run(
     return Start(recipe, folder, dataset, steps, layers, topology, state, window, kept)
 
 
-def first_network(recipe: Recipe, info: DataInfo) -> tuple[nn.Module, list[Layer], Masks]:
+def first_network(recipe: Recipe, info: DataInfo, own: nn.Module | None = None) -> tuple[nn.Module, list[Layer], Masks]:
     """The network before the first step: drawn from the seed, or started from another's masks, or weights and masks.
 
     Raises RecipeError where the other one is not of the same network.
     """
     source = recipe.training.start_from or recipe.topology.masks_from
     if source is None:
-        return build_network(recipe, info)
-    model, layers, masks = build_network(recipe, info, sparsity=0.0)  # every weight is still there
+        return build_network(recipe, info, own=own)
+    model, layers, masks = build_network(recipe, info, sparsity=0.0, own=own)  # every weight is still there
     path = Path(source)
     other = read_model(path / run_folder.MODEL if run_folder.is_run(path) else path)
     found = {name: torch.from_numpy(mask) for name, mask in other.masks().items()}
@@ -154,10 +185,11 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def _open(recipe: Recipe | str | Path | None, out: str | Path | None, resume: bool) -> tuple[Recipe, Path]:
+def _open(recipe: Recipe | str | Path | None, out: str | Path | None, resume: bool, own: Own) -> tuple[Recipe, Path]:
     """The recipe and the folder of the run that was asked for."""
     if isinstance(recipe, (str, Path)) or (recipe is None and not (resume and out)):
         recipe = load_recipe(recipe)
+    recipe = recipe and own.named_in(recipe)
     folder = Path(out) if out is not None else run_folder.default_folder(recipe)  # type: ignore[arg-type]
     if resume:
         return run_folder.reopen(folder, recipe), folder

@@ -13,6 +13,7 @@ from sparsify.data import DataInfo
 from sparsify.errors import RecipeError
 from sparsify.methods import Method
 from sparsify.recipe import Recipe
+from sparsify.references import is_reference
 from sparsify.topology.costs import Layer, inference_flops
 from sparsify.topology.densities import allocate_counts
 from sparsify.topology.layers import find_layers
@@ -29,7 +30,10 @@ def equal_width(recipe: Recipe, info: DataInfo, method: Method) -> Recipe:
     """
     if not method.equal_width:
         return recipe
-    if KEY not in inspect.signature(registry.load("architectures", recipe.model.name).build).parameters:
+    if (
+        is_reference(recipe.model.name)
+        or KEY not in inspect.signature(registry.load("architectures", recipe.model.name).build).parameters
+    ):
         raise RecipeError(
             f"The architecture {recipe.model.name} has no {KEY}, so it cannot be narrowed to equal cost. "
             f"Choose another method or architecture."
