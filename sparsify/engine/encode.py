@@ -41,8 +41,8 @@ def _modrm(register: Numbers, base: int, mode: int) -> Numbers:
 class Avx512:
     """Sixteen lanes, 32 registers, weights as embedded broadcasts, stores under a mask register."""
 
-    rows: int = 27  # accumulators; the other five registers take input vectors in rotation
-    inputs: tuple[int, ...] = (27, 28, 29, 30, 31)
+    rows: int = 31  # accumulators; one register is enough for the input, since the CPU renames it at each load
+    inputs: tuple[int, ...] = (31,)
     stream_step: int = 256  # floats of the stream that an 8-bit scaled displacement spans
     width: int = 16
 
@@ -111,8 +111,8 @@ class Avx512:
 class Avx2:
     """Eight lanes, 16 registers, a broadcast before each multiplication, stores under a mask vector."""
 
-    rows: int = 12
-    inputs: tuple[int, ...] = (12, 13)
+    rows: int = 13
+    inputs: tuple[int, ...] = (13,)
     stream_step: int = 1 << 28  # displacements of 32 bits reach the whole stream
     width: int = 8
     weight: int = 14

@@ -54,8 +54,8 @@ ALL = {"straight", "dense", "loop", "compact"}
 PLANES = {*ALL, "channels"}
 # (name, program, kernels that must be able to run it). Names say which edge of a tile is crossed.
 CASES = [
-    ("one_row_block", convolution(RNG, o=27, c=16, size=(8, 8)), PLANES),
-    ("one_row_more_than_a_block", convolution(RNG, o=28, c=16), PLANES),
+    ("one_row_block", convolution(RNG, o=31, c=16, size=(8, 8)), PLANES),
+    ("one_row_more_than_a_block", convolution(RNG, o=32, c=16), PLANES),
     ("one_output_row", convolution(RNG, o=1, c=3), PLANES),
     ("stream_longer_than_a_step", convolution(RNG, o=30, c=64, density=0.9), PLANES),
     ("sums_wait_in_the_output", convolution(RNG, o=29, c=64, density=0.4, residual=True, low=0.0, high=6.0), ALL),
