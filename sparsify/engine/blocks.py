@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from llvmlite import ir
 
-from sparsify.engine.encode import R10, RAX, Encoder
+from sparsify.engine.encode import R10, RAX, Encoder, fetch
 from sparsify.engine.ir import I64, POINTER
 from sparsify.engine.program import Epilogue
 
@@ -58,8 +58,11 @@ def stream(rows: Rows, bias: np.ndarray, epilogue: Epilogue) -> np.ndarray:
     return floats
 
 
-def straight(rows: Rows, encoder: Encoder, channel: int, epilogue: Epilogue, part: Part | None = None) -> bytes:
-    """The code of one block, or a part of it. `channel`: floats from one output row's plane to the next."""
+def straight(
+    rows: Rows, encoder: Encoder, channel: int, epilogue: Epilogue, part: Part | None = None, ahead: int = 0
+) -> bytes:
+    """The code of one block, or a part of it. `channel`: floats from one output row's plane to the next;
+    `ahead`: bytes from here to outputs that are worth fetching already, 0 for none."""
     part = part or Part()
     accumulators = np.arange(rows.count)
     begin = encoder.broadcast(accumulators, STREAM_HEAD + accumulators)
@@ -74,6 +77,7 @@ def straight(rows: Rows, encoder: Encoder, channel: int, epilogue: Epilogue, par
         _LOCATE,
         encoder.turn(),
         begin.tobytes(),
+        fetch(R10, accumulators * channel * 4 + ahead).tobytes() if ahead and part.first else b"",
         _products(rows, encoder).tobytes(),
         finish(rows.count, encoder, channel, rest),
     ]

@@ -37,6 +37,11 @@ def _modrm(register: Numbers, base: int, mode: int) -> Numbers:
     return (mode << 6) | ((np.asarray(register) & 7) << 3) | (base & 7)
 
 
+def fetch(base: int, displacement: Numbers) -> np.ndarray:
+    """Bring a line that will be written into the first-level cache (prefetchw); `base` is r8 to r15."""
+    return _rows(0x41, 0x0F, 0x0D, _modrm(1, base, 2), *_disp32(displacement))
+
+
 @dataclass(frozen=True)
 class Avx512:
     """Sixteen lanes, 32 registers, weights as embedded broadcasts, stores under a mask register."""

@@ -22,6 +22,7 @@ _LOADS = 6.2e9  # a second and thread
 _FETCH = {True: 30e9, False: 14e9}  # bytes of code and weights a second and thread, by whether all are cached
 _CACHED = 1 << 20  # non-zeros of a whole program whose code stays in the last cache
 _PIECES = 8  # that a panel is cut into, to fetch the next block between them
+_AHEAD = 2  # vectors of positions
 _PART = 2048  # non-zeros whose code stays in the first-level cache from one vector to the next
 _BYTES = 11  # of code and weights for each non-zero or column
 
@@ -57,13 +58,16 @@ def _compile(operation: Convolution | Linear, layer: Layer, encode: Encoder, thr
     bounds = cut_rows(found.rows, encode.rows, threads, len(layer.where.table))
     order = np.lexsort((found.row, found.shift, np.searchsorted(bounds, found.row, side="right")))
     edges = np.searchsorted(found.row, bounds)  # rows are sorted, and stay within their block
+    # What a residual brings along comes from memory, at large batches: fetched some vectors early.
+    vector = encode.width if layer.output.lanes == 1 else layer.output.step
+    ahead = _AHEAD * vector * 4 if operation.epilogue.residual is not None else 0
     parts = max(1, -(-int(np.diff(edges).max()) // _PART))
     pieces, streams, records, length, floats = [], [], [], 0, 0
     for start, stop, a, b in zip(bounds[:-1], bounds[1:], edges[:-1], edges[1:], strict=True):
         for number, chosen in enumerate(np.array_split(order[a:b], parts)):
             rows = blocks.Rows(int(stop - start), found.row[chosen] - start, found.shift[chosen], found.value[chosen])
             place = blocks.Part(number == 0, number == parts - 1)
-            text = blocks.straight(rows, encode, layer.output.channel, operation.epilogue, place)
+            text = blocks.straight(rows, encode, layer.output.channel, operation.epilogue, place, ahead)
             text += b"\xcc" * (-len(text) % 64)
             part = blocks.stream(rows, operation.bias[start:stop], operation.epilogue)
             records.append((length, floats * 4, start * layer.output.channel * 4, len(text), part.nbytes))
