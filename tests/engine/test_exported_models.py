@@ -77,6 +77,22 @@ class Conv1d(nn.Module):
         return self.layers(x).squeeze(-1)
 
 
+class Decoder(nn.Module):
+    """Transposed convolutions: strided, dilated, in groups, and one that cuts more than its kernel reaches."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(),
+            nn.ConvTranspose2d(8, 12, 4, stride=2, padding=1, groups=2), nn.BatchNorm2d(12), nn.GELU(),
+            nn.ConvTranspose2d(12, 6, 3, stride=(2, 1), padding=1, output_padding=(1, 0)), nn.Tanh(),
+            nn.ConvTranspose2d(6, 4, 3, dilation=2), nn.ConvTranspose2d(4, 5, 1, stride=2, padding=1),
+        )  # fmt: skip
+
+    def forward(self, x):
+        return nn.functional.normalize(self.layers(x), dim=1).tril(2) ** 3
+
+
 class CharGru(nn.Module):
     def __init__(self):
         super().__init__()
@@ -125,7 +141,7 @@ class Attention(nn.Module):
 
 IMAGES, TOKENS, SIGNAL = "images", "tokens", "signal"
 NETWORKS = {
-    Residual: IMAGES, PreActivation: IMAGES, Mlp: IMAGES, Conv1d: SIGNAL,
+    Residual: IMAGES, PreActivation: IMAGES, Decoder: IMAGES, Mlp: IMAGES, Conv1d: SIGNAL,
     CharGru: TOKENS, BothWays: TOKENS, Transformer: TOKENS, Attention: TOKENS,
 }  # fmt: skip
 BAKED = {("BothWays", True), ("Transformer", False)}  # torch writes the sample's length into these files

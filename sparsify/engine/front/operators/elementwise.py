@@ -27,6 +27,7 @@ SPECIAL = (
     "max",
     "min",
     "mod",
+    "pow",
 )
 PLAIN = {
     "".join(part.capitalize() for part in name.split("_")): name for name in FUNCTIONS if name not in SPECIAL
@@ -37,6 +38,42 @@ PLAIN = {
 def plain(b: Builder, node: Node) -> None:
     operands = [name for name in node.inputs if name]
     b.elementwise(PLAIN[node.operator], *operands, output=node.output(0))
+
+
+@importer("Pow")
+def pow_(b: Builder, node: Node) -> None:
+    """Powers that exporters write for squares, roots and cubes as what they are, which kernels know."""
+    source, output = node.input(0), node.output(0)
+    exponent = b.constant(node.input(1))
+    is_single = exponent is not None and exponent.size == 1 and b.dtype(source) == "float32"
+    if exponent is None or not is_single or exponent.ndim > len(b.shape(source)):
+        b.elementwise("pow", source, node.input(1), output=output)
+        return
+    match float(exponent.reshape(-1)[0]):
+        case 2.0:
+            b.elementwise("mul", source, source, output=output)
+        case 3.0:
+            b.elementwise("mul", b.elementwise("mul", source, source), source, output=output)
+        case 0.5:
+            b.elementwise("sqrt", source, output=output)
+        case -0.5:
+            b.elementwise("reciprocal", b.elementwise("sqrt", source), output=output)
+        case -1.0:
+            b.elementwise("reciprocal", source, output=output)
+        case _:
+            b.elementwise("pow", source, node.input(1), output=output)
+
+
+@importer("Trilu")
+def trilu(b: Builder, node: Node) -> None:
+    source, shape = node.input(0), b.shape(node.input(0))
+    if len(shape) < 2:
+        raise ValueError(f"there is no triangle in {shape}")
+    k = int(b.need_constant(node.input(1)).reshape(-1)[0]) if node.input(1) else 0
+    triangle = np.triu if node.get("upper", 1) else np.tril
+    b.budget.spend(shape[-2] * shape[-1])
+    kept = triangle(np.ones(shape[-2:], bool), k)
+    b.elementwise("where", kept, source, np.zeros((), b.dtype(source)), output=node.output(0))
 
 
 @importer("IsNaN")

@@ -63,6 +63,15 @@ def reduction(b: Builder, node: Node) -> None:
     b.alias(node.output(0), after(b, source))
 
 
+@importer("LpNormalization")
+def lp_normalization(b: Builder, node: Node) -> None:
+    source = node.input(0)
+    axis = normal_axis(node.get("axis", -1), len(b.shape(source)))
+    before, _, after = REDUCTIONS["ReduceL1" if node.get("p", 2) == 1 else "ReduceL2"]
+    total = b.emit(Reduce("sum", before(b, source), b.fresh("sum"), (axis,)))
+    b.elementwise("div", source, after(b, total), output=node.output(0))
+
+
 @importer("ReduceLogSumExp")
 def log_sum_exp(b: Builder, node: Node) -> None:
     axes = _axes(b, node)
