@@ -19,6 +19,7 @@ def test_the_wheel_is_complete(tmp_path):
     (wheel,) = tmp_path.glob("sparsify_rigl-*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {f"sparsify/models/{name}.toml" for name in recipe_names()} <= set(names)
+    assert "sparsify/report/bench_page.css" in names
     assert {"sparsify/py.typed", "sparsify/data/optical_digits/images-idx3-ubyte.gz"} <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert {name.split("/")[0] for name in names if not name.startswith("sparsify_rigl-")} == {"sparsify"}

@@ -57,7 +57,7 @@ def bench(
             typer.echo("\n\n".join(f"{name}\n{table}" for name, table in tables.items()))
         return
     options |= {"rounds": rounds, "seconds": seconds, "layers": layers or html is not None}
-    report = benching.benchmark_live(sources, runtime, options, quiet=json)
+    report = benching.benchmark_live(sources, runtime, options)
     benching.write_files(report, csv, html)
     if json:
         print_json(dataclasses.asdict(report))

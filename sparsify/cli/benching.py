@@ -25,12 +25,13 @@ from sparsify.report.tables import bar
 BAR = 24  # characters
 
 
-def benchmark_live(
-    sources: Sequence[str], runtimes: Sequence[str] | None, options: dict[str, Any], quiet: bool
-) -> Report:
-    """`benchmark` with a table of the case in work. It is drawn between turns alone, never while a runtime is timed."""
+def benchmark_live(sources: Sequence[str], runtimes: Sequence[str] | None, options: dict[str, Any]) -> Report:
+    """`benchmark` with a table of the case in work, on standard error.
+
+    It is drawn between turns alone, never while a runtime is timed.
+    """
     console = Console(stderr=True, highlight=False)
-    if quiet or not console.is_terminal:
+    if not console.is_terminal:
         return benchmark(sources, runtimes, **options)
     medians: dict[tuple[str, bool], float] = {}
     case = ""
