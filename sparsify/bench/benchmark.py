@@ -142,8 +142,8 @@ def _subjects(sources: list[str], settings: list[list[str]], folder: Path, watch
     """Each source at each setting; those of one source share the dense twin."""
     found: list[Subject] = []
     for source, setting in itertools.product(sources, settings):
-        twin = found[-1].dense if found and setting is not settings[0] else None
-        found.append(prepare(source, folder / str(len(found)), setting, twin))
+        before = found[-1] if setting is not settings[0] else None
+        found.append(prepare(source, folder / str(len(found)), setting, before))
         if watch is not None:
             watch(Turn(len(found), len(sources) * len(settings), f"writing {source} {found[-1].sparsity:.0%}"))
     return found

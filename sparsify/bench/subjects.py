@@ -32,11 +32,11 @@ class Subject:
         return size_on_disk(self.sparse)
 
 
-def prepare(source: str, folder: Path, changes: Sequence[str] = (), twin: Path | None = None) -> Subject:
+def prepare(source: str, folder: Path, changes: Sequence[str] = (), before: Subject | None = None) -> Subject:
     """Write the source, unless it is an ONNX file already, and its dense twin into a new folder.
 
-    changes: "section.key=value" each, for recipes. twin: the dense twin where it stands already, as it does when a
-    recipe is swept over sparsities. Raises SparsifyError where the source cannot be timed.
+    changes: "section.key=value" each, for recipes. before: the same source with other changes, whose graph is used
+    again where the network is the same, and whose dense twin is. Raises SparsifyError where it cannot be timed.
     """
     folder.mkdir(parents=True)
     sparse, dense = folder / "sparse.onnx", folder / "dense.onnx"
@@ -45,11 +45,12 @@ def prepare(source: str, folder: Path, changes: Sequence[str] = (), twin: Path |
     if model.metadata is not None and not (own_file and model.metadata.uncut_shapes):
         if own_file:
             sparse = Path(source)
-        else:
+        elif before is None or not onnx_format.write_like(before.sparse, model, sparse):
             onnx_format.write(model, sparse)
-        if twin is None:
+        if before is not None:
+            dense = before.dense
+        elif not onnx_format.write_like(sparse, densified(model), dense):
             onnx_format.write(densified(model), dense)
-        dense = twin or dense
         network = model.metadata.network
         digest = model.metadata.mask_digest
 

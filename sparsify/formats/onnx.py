@@ -18,7 +18,7 @@ from sparsify.files import require_space, staging
 from sparsify.formats import Compacted, SparseModel, Written, check_against_metadata, densified
 from sparsify.formats._bits import StoredTensor, of_array
 from sparsify.formats._header import TensorFile
-from sparsify.formats._metadata import KEY, Metadata, parse_metadata
+from sparsify.formats._metadata import KEY, Metadata, Network, parse_metadata
 from sparsify.formats._onnx_constants import decoded
 from sparsify.formats._onnx_encode import encode_weights, rounded
 from sparsify.formats._onnx_file import OnnxModel, array_of, damaged, of_proto, open_model, size_on_disk
@@ -196,6 +196,33 @@ def write_twin(source: Path, read: SparseModel, path: Path) -> OnnxModel:
         model = model.with_tensors({layer.name: of_array(oriented, layer.name)})
     save(model, path)
     return model
+
+
+def write_like(exported: Path, model: SparseModel, path: Path) -> bool:
+    """Write a model with the graph of a dense export of the same network, so that torch need not trace it again.
+
+    For benchmarks, which compare outputs themselves; masks are recounted. Whether it could: the network must be the
+    same, and the graph hold all weights as they are, none computed into another constant.
+    """
+    graph = open_model(exported).copy()
+    own, record = _record(graph, exported), model.metadata
+    if own is None or record is None or _architecture(own.network) != _architecture(record.network):
+        return False
+    floats = {name: tensor for name, tensor in graph.tensors.items() if tensor.dtype == "F32"}
+    if any(name not in model.tensors or tensor.shape != model.tensors[name].shape for name, tensor in floats.items()):
+        return False
+    if not record.layers.keys() <= floats.keys():
+        return False
+    onnx.helper.set_model_props(graph.proto, {KEY: record.model_dump_json()})
+    with staging(path) as partial:
+        save(graph.with_tensors({name: of_array(model.tensors[name], name) for name in floats}), partial)
+        read(partial)  # raises where the record is not true of the file
+    return True
+
+
+def _architecture(network: Network) -> dict[str, Any]:
+    """What decides on the graph, but for widths, which the shapes of weights tell."""
+    return {**network.model_dump(exclude={"recipe"}), "model": network.recipe["model"]}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

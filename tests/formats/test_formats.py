@@ -197,3 +197,15 @@ def test_sources_that_are_not_there(tmp_path, finished_run):
     with pytest.raises(DiskError, match="Check that"):
         (tmp_path / "file").write_text("")
         export(finished_run, "safetensors", tmp_path / "file/model.safetensors")
+
+
+def test_a_model_written_with_the_graph_of_another_is_the_one_that_torch_exports(tmp_path):
+    """Same bits as an export through torch; another network is left to that."""
+    sparse, other = (open_source("lenet-300-100-digits", [f"topology.sparsity={s}"]) for s in (0.9, 0.5))
+    for name, model in (("sparse", sparse), ("other", other)):
+        load_format("onnx").write(model, tmp_path / f"{name}.onnx")
+    assert load_format("onnx").write_like(tmp_path / "sparse.onnx", other, tmp_path / "like.onnx")
+    assert (tmp_path / "like.onnx").read_bytes() == (tmp_path / "other.onnx").read_bytes()
+    wide = open_source("lenet-300-100-digits", ["model.width_multiplier=2.0"])
+    assert not load_format("onnx").write_like(tmp_path / "sparse.onnx", wide, tmp_path / "wide.onnx")
+    assert not (tmp_path / "wide.onnx").exists()
