@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from sparsify.bench.break_even import break_even
 from sparsify.bench.machine import describe_machine
 from sparsify.bench.noise import Observer
@@ -64,6 +66,7 @@ def benchmark(
     threads: int | Sequence[int] | None = None,
     sparsities: Sequence[float] = (),
     rounds: int = 9,
+    launches: int = 3,
     seconds: float = 0.25,
     layers: bool = False,
     changes: Sequence[str] = (),
@@ -73,13 +76,16 @@ def benchmark(
 
     sources: model files, runs or recipes. runtimes: by default all that are installed. batch, threads: one or
     several; threads by default all cores. sparsities: of recipes, each freshly masked; by default the recipe's
-    own. rounds: turns that each contender gets; below six nothing can be said with 95 % confidence. seconds:
-    length of one turn. layers: ask runtimes for the times of layers as well. watch: called after each turn.
-    Raises BenchError where an output is wrong or a runtime fails.
+    own. rounds: turns that each contender gets; below six nothing can be said with 95 % confidence. launches: over how
+    many processes of its own, one after another, each contender's rounds are spread, because what a process gets by
+    chance, such as where its memory lies, stays with it. seconds: length of one turn. layers: ask runtimes for the
+    times of layers as well. watch: called after each turn. Raises BenchError where an output is wrong or a runtime
+    fails.
     """
     batches, counts = _listed(batch), _listed(threads or available_cores())
-    if min(*batches, *counts, rounds) < 1 or not seconds > 0:
-        raise BenchError("Batch, threads and rounds must be at least 1, and seconds more than 0.")
+    if min(*batches, *counts, rounds, launches) < 1 or not seconds > 0:
+        raise BenchError("Batch, threads, rounds and launches must be at least 1, and seconds more than 0.")
+    shares = [len(part) for part in np.array_split(range(rounds), min(launches, rounds))]
     settings = [[*changes, f"topology.sparsity={s}"] for s in sparsities] or [list(changes)]
     machine = describe_machine(max(counts))
     usable, left_out = _usable(runtimes)
@@ -91,20 +97,21 @@ def benchmark(
         cases = [
             _Case(s, b, t, _willing(usable, s, left_out)) for s, b, t in itertools.product(subjects, batches, counts)
         ]
-        total = sum(2 * len(case.runtimes) * (rounds + 1) for case in cases)
+        total = sum(2 * len(case.runtimes) * (rounds + len(shares)) for case in cases)
         for case in cases:
             contenders = _contenders(case)
-            with running(contenders):
-                errors = compare_outputs(contenders, case.subject.sample(case.batch, 0))
-                for contender in take_turns(contenders, rounds, seconds, observer):
-                    done += 1
-                    if watch is not None:
-                        watch(_turn(done, total, case, contender))
-                # Once more and on another input: whoever answers from memory is found out.
-                again = compare_outputs(contenders, case.subject.sample(case.batch, 1))
-                if layers:
-                    ask_layers(contenders)
-            largest_error = max([largest_error, *errors.values(), *again.values()])
+            for launch, share in enumerate(shares, 1):
+                with running(contenders):
+                    errors = compare_outputs(contenders, case.subject.sample(case.batch, 0))
+                    for contender in take_turns(contenders, share, seconds, observer):
+                        done += 1
+                        if watch is not None:
+                            watch(_turn(done, total, case, contender))
+                    # Once more and on another input: whoever answers from memory is found out.
+                    again = compare_outputs(contenders, case.subject.sample(case.batch, 1))
+                    if layers and launch == len(shares):
+                        ask_layers(contenders)
+                largest_error = max([largest_error, *errors.values(), *again.values()])
             rows += _rows(case, contenders)
     protocol = {
         "batch": batches[0],
@@ -112,6 +119,7 @@ def benchmark(
         "threads": counts[0],
         "thread_counts": counts,
         "rounds": rounds,
+        "launches": len(shares),
         "seconds": seconds,
         "reference": REFERENCE,
     }
@@ -215,8 +223,8 @@ def _measures(contender: Contender, batch: int) -> Measures:
         p99_ms=p99,
         quantiles_ms=quantiles(milliseconds, SHARES),
         throughput=batch * len(times) / sum(times),
-        load_ms=1e3 * contender.load,
-        first_ms=1e3 * contender.first,
+        load_ms=1e3 * statistics.median(contender.load),
+        first_ms=1e3 * statistics.median(contender.first),
         memory_bytes=contender.memory,
         stable=contender.stable,
         layers=contender.layers,

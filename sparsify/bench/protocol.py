@@ -21,18 +21,18 @@ from sparsify.runtimes import LayerTime, load_runtime
 
 @dataclass(eq=False)
 class Contender:
-    """One model in one runtime, in a process that waits for its turn."""
+    """One model in one runtime, in a process that waits for its turn, and in another one after that."""
 
     runtime: str
     model: Path
     threads: int
     version: str = ""
     rounds: list[list[float]] = field(default_factory=list)  # seconds of each call, by round
-    load: float = 0.0  # seconds
-    first: float = 0.0  # seconds of the first call
-    stable: bool = False  # after the warm-up
-    memory: int | None = None  # bytes at most so far
-    cpu: float = 0.0  # seconds of CPU time so far
+    load: list[float] = field(default_factory=list)  # seconds, of each process
+    first: list[float] = field(default_factory=list)  # seconds of the first call, of each process
+    stable: bool = True  # after every warm-up
+    memory: int | None = None  # bytes at most in any process
+    cpu: float = 0.0  # seconds of CPU time of this process
     layers: list[LayerTime] = field(default_factory=list)
     process: subprocess.Popen[str] | None = None
 
@@ -49,7 +49,8 @@ class Contender:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         answer = self._answer()
-        self.version, self.load = answer["version"], answer["load"]
+        self.version = answer["version"]
+        self.load.append(answer["load"])
 
     def ask(self, command: dict[str, Any]) -> dict[str, Any]:
         assert self.process is not None and self.process.stdin is not None
@@ -76,7 +77,9 @@ class Contender:
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise BenchError(answer["error"])
-        self.cpu, self.memory = answer["cpu"], answer["memory"]
+        self.cpu = answer["cpu"]
+        if answer["memory"] is not None:
+            self.memory = max(self.memory or 0, answer["memory"])
         return answer
 
 
@@ -104,7 +107,8 @@ def compare_outputs(contenders: list[Contender], inputs: np.ndarray) -> dict[Pat
         np.save(given, inputs)
         for contender in contenders:
             seconds = contender.ask({"inputs": str(given), "outputs": str(returned)})["first"]
-            contender.first = contender.first or seconds
+            if len(contender.first) < len(contender.load):
+                contender.first.append(seconds)
             found = np.load(returned)
             reference = expected.setdefault(contender.model, found)
             error = relative_error(found, reference)
@@ -133,13 +137,14 @@ def take_turns(
     The order is another one in each round, so that nobody always follows the same neighbour.
     """
     for contender in contenders:
-        contender.stable = contender.ask({"warm_up": seconds / 2})["stable"]
+        contender.stable &= contender.ask({"warm_up": seconds / 2})["stable"]
         yield contender
     begun = [contender.cpu for contender in contenders]
     if observer is not None:
         observer.start()
-    for turn in range(rounds):
-        for place in np.random.default_rng(turn).permutation(len(contenders)):
+    for _ in range(rounds):
+        done = len(contenders[0].rounds)
+        for place in np.random.default_rng(done).permutation(len(contenders)):
             contender = contenders[place]
             contender.rounds.append(contender.ask({"seconds": seconds})["times"])
             yield contender

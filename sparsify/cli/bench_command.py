@@ -19,6 +19,7 @@ def bench(
     batch: Annotated[str, typer.Option(help="Samples a call; several as 1,16.")] = "1",
     threads: Annotated[str | None, typer.Option(help="CPU threads [default: all cores]; several as 1,2.")] = None,
     rounds: Annotated[int, typer.Option(help="Turns that each runtime gets.")] = 9,
+    launches: Annotated[int, typer.Option(help="Processes over which a runtime's turns are spread.")] = 3,
     seconds: Annotated[float, typer.Option(help="Length of a turn.")] = 0.25,
     sparsity: Annotated[
         str | None, typer.Option(help="Sparsity of recipes, freshly masked; several as 0,0.5,0.9 are a sweep.")
@@ -56,7 +57,7 @@ def bench(
         else:
             typer.echo("\n\n".join(f"{name}\n{table}" for name, table in tables.items()))
         return
-    options |= {"rounds": rounds, "seconds": seconds, "layers": layers or html is not None}
+    options |= {"rounds": rounds, "launches": launches, "seconds": seconds, "layers": layers or html is not None}
     report = benching.benchmark_live(sources, runtime, options)
     benching.write_files(report, csv, html)
     if json:

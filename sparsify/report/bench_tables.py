@@ -54,7 +54,7 @@ def notes(report: Report) -> list[str]:
     if len(single) <= FEW:
         found += [f"{row.source} in {row.version}: {row.verdict}." for row in single]
         found += _against_the_best(single)
-    found += [_break_even(each) for each in report.break_even]
+    found += _break_even(report.break_even)
     for why in dict.fromkeys(report.left_out.values()):
         found.append(f"Left out: {', '.join(w for w, y in report.left_out.items() if y == why)}, because {why}.")
     settled = [row for row in report.rows if not all(m is None or m.stable for m in (row.sparse, row.dense))]
@@ -65,8 +65,8 @@ def notes(report: Report) -> list[str]:
     ratio = report.rows[0].speed_up if report.rows else None
     sure = f" with {ratio.confidence:.1%} confidence" if ratio is not None and ratio.confidence else ""
     found.append(
-        f"Medians of {report.protocol['rounds']} rounds, ± the wider side of their interval{sure}; ratios are taken "
-        f"round by round. The dense twin is the same network without zeros. Outputs agree to "
+        f"Medians of {report.protocol['rounds']} rounds{_launches(report)}, ± the wider side of their interval{sure}; "
+        f"ratios are taken round by round. The dense twin is the same network without zeros. Outputs agree to "
         f"{report.largest_error:.0e} (relative)."
     )
     return found
@@ -165,17 +165,32 @@ def _against_the_best(rows: list[Row]) -> list[str]:
     return lines
 
 
+def _launches(report: Report) -> str:
+    launches = report.protocol.get("launches", 1)
+    return f" in {launches} processes" if launches > 1 else ""
+
+
 def _restless(rows: Sequence[Row]) -> list[str]:
     sides = [m for row in rows for m in (row.sparse, row.dense) if m is not None]
     widest = max((max(m.rounds_ms) / min(m.rounds_ms) for m in sides), default=1.0)
     return [f"rounds of the same thing differ by up to {widest:.1f}x"] if widest > RESTLESS else []
 
 
-def _break_even(found: BreakEven) -> str:
-    place = f"{found.source} in {found.runtime} (batch {found.batch}, threads {found.threads})"
-    if found.over_own is None and found.over_best is None:
-        return f"{place}: zeros pay at none of these sparsities."
-    own, best = (
-        f"from {s:.0%} zeros on" if s is not None else "at none of these" for s in (found.over_own, found.over_best)
-    )
-    return f"{place}: faster than its own dense twin {own}, than the best dense runtime {best}."
+def _break_even(found: Sequence[BreakEven]) -> list[str]:
+    """A sentence for each model, batch and number of threads that was swept."""
+    places: dict[str, list[BreakEven]] = {}
+    for each in found:
+        places.setdefault(f"{each.source}, batch {each.batch}, threads {each.threads}", []).append(each)
+    lines = []
+    for place, runtimes in places.items():
+        gains = [r for r in runtimes if r.over_own is not None or r.over_best is not None]
+        parts = [f"{r.runtime} is faster than its own dense twin {_from(r.over_own)}, than the best dense runtime "
+                 f"{_from(r.over_best)}" for r in gains]  # fmt: skip
+        others = ", ".join(r.runtime for r in runtimes if r not in gains)
+        parts += [f"zeros pay at none of these sparsities in {others}"] if others else []
+        lines.append(f"{place}: {'; '.join(parts)}.")
+    return lines
+
+
+def _from(sparsity: float | None) -> str:
+    return f"from {sparsity:.0%} zeros on" if sparsity is not None else "at none of these sparsities"

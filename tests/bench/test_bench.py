@@ -19,7 +19,7 @@ from sparsify.errors import BenchError, UnknownNameError
 from sparsify.runtimes import load_runtime
 from sparsify.sources import export
 
-QUICK = {"rounds": 2, "seconds": 0.001, "threads": 1}
+QUICK = {"rounds": 2, "launches": 1, "seconds": 0.001, "threads": 1}
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +45,16 @@ def test_every_runtime_agrees_and_is_timed_beside_the_dense_twin(model):
     assert (written.done, written.total, written.runtime) == (1, 1, "")
     assert [turn.done for turn in timed_turns] == list(range(1, timed_turns[-1].total + 1))
     assert [turn.median_ms is None for turn in timed_turns] == [i < 2 * len(timed) for i in range(len(timed_turns))]
+
+
+def test_rounds_are_spread_over_processes(model):
+    turns = []
+    report = benchmark([model], ["onnxruntime"], rounds=3, launches=2, seconds=0.001, threads=1, watch=turns.append)
+    row = report.rows[0]
+    assert len(row.sparse.rounds_ms) == len(row.dense.rounds_ms) == 3 and report.protocol["launches"] == 2
+    assert turns[-1].done == turns[-1].total == 2 * (3 + 2)  # each process warms up
+    few = benchmark([model], ["onnxruntime"], rounds=1, launches=3, seconds=0.001, threads=1)
+    assert few.protocol["launches"] == 1
 
 
 def test_a_recipe_and_a_run_can_be_timed(finished_run):

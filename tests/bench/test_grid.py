@@ -13,7 +13,7 @@ from sparsify.errors import BenchError, RecipeError
 from sparsify.files import write_bytes
 from sparsify.sources import export
 
-QUICK = {"rounds": 2, "seconds": 0.001}
+QUICK = {"rounds": 2, "launches": 1, "seconds": 0.001}
 
 
 @pytest.fixture(scope="module")

@@ -49,7 +49,19 @@ def planted(finished_run, tmp_path_factory):
 
     def bench(code: str) -> subprocess.CompletedProcess[str]:
         (package / "runtimes/planted.py").write_text(code)
-        timing = ("--rounds", "6", "--seconds", "0.005", "--threads", "1", "--runtime", "planted", "--json")
+        timing = (
+            "--rounds",
+            "6",
+            "--launches",
+            "1",
+            "--seconds",
+            "0.005",
+            "--threads",
+            "1",
+            "--runtime",
+            "planted",
+            "--json",
+        )
         command = [sys.executable, "-m", "sparsify", "bench", "m.onnx", *timing]
         environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)

@@ -8,7 +8,7 @@ import pytest
 
 
 def test_one_run_gives_all_files_and_two_reports_are_compared(sparsify, tmp_path):
-    timing = ("--rounds", "2", "--seconds", "0.001", "--threads", "1", "--runtime", "onnxruntime")
+    timing = ("--rounds", "2", "--launches", "1", "--seconds", "0.001", "--threads", "1", "--runtime", "onnxruntime")
     files = ("--csv", "r.csv", "--html", "r.html")
     done = sparsify(
         "bench", "lenet-300-100-digits", "--sparsity", "0.5,0.9", "--batch", "1,2", *timing, *files, "--json"

@@ -12,7 +12,7 @@ from sparsify.bench.noise import Noise
 from sparsify.report.bench_tables import bench_table
 from sparsify.sources import export
 
-QUICK = {"rounds": 2, "seconds": 0.001, "threads": 1}
+QUICK = {"rounds": 2, "launches": 1, "seconds": 0.001, "threads": 1}
 
 
 def shown(table: object, width: int = 80) -> str:
