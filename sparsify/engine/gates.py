@@ -11,17 +11,22 @@ from sparsify.engine.ir import F32, I32, I64, Body
 from sparsify.engine.program import Recurrent
 from sparsify.engine.vector_math import sigmoid, tanh
 
-GATES = {"gru": 3, "lstm": 4}
+RESET_FIRST = "gru_reset_first"  # a GRU whose reset gate works on the state, not on the state's product
+GATES = {"gru": 3, RESET_FIRST: 3, "lstm": 4}
+PHASES = {"gru": 1, RESET_FIRST: 2, "lstm": 1}  # that a step in time takes, each needing all of the one before
 INPUT, HIDDEN, CELL, SEQUENCE, LAST_HIDDEN, LAST_CELL, SCRATCH = range(7)  # roles of buffers
 ABSENT = -1  # number of the buffer of a role that nothing plays
 NUMBERS = 6 + SCRATCH + 1  # of `numbers`
 
 
 def is_native(operation: object) -> bool:
-    """Whether a native stage can do it: its input holds the gates' share, and no gate comes too late."""
-    if not isinstance(operation, Recurrent) or operation.weight is not None:
-        return False
-    return operation.kind == "lstm" or operation.linear_before_reset
+    """Whether a native stage can do it: its input holds the gates' share."""
+    return isinstance(operation, Recurrent) and operation.weight is None
+
+
+def kind_of(operation: Recurrent) -> str:
+    """Which of `GATES` an operation is."""
+    return RESET_FIRST if operation.kind == "gru" and not operation.linear_before_reset else operation.kind
 
 
 def numbers(operation: Recurrent, steps: int, images: int, width: int, parts: int) -> list[int]:
@@ -131,7 +136,8 @@ class Step:
     share: ir.Value  # the input's share of the gates, [gates, hidden]
     state: ir.Value  # the last hidden state, [hidden]
     output: ir.Value  # the next one
-    cell: ir.Value  # of an LSTM, old and new
+    cell: ir.Value  # of an LSTM, old and new; between phases the update gate
+    reset: ir.Value  # between phases: the last hidden state times the reset gate
 
 
 def apply(frame: Frame, kind: str, step: Step, block: ir.Value, products: list[ir.Value]) -> ir.Value:
@@ -139,13 +145,37 @@ def apply(frame: Frame, kind: str, step: Step, block: ir.Value, products: list[i
 
     products: for each gate, the recurrence's product with the last hidden state plus its bias.
     """
-    mask, b = frame.lanes(block), frame.body.builder
-    starts = [b.mul(frame.hidden, frame.body.const(gate)) for gate in range(frame.gates)]
-    shares = [frame.load(frame.body.at(step.share, start, F32), block, mask) for start in starts]
+    mask = frame.lanes(block)
+    shares = [_share(frame, step, gate, block, mask) for gate in range(frame.gates)]
     function = _gru if kind == "gru" else _lstm
     new = function(frame, step, block, mask, shares, products)
     frame.store(new, step.output, block, mask)
     return new
+
+
+def open_gates(frame: Frame, step: Step, block: ir.Value, products: list[ir.Value]) -> None:
+    """The first phase of a GRU that resets first: its update gate, and the state times its reset gate."""
+    body, mask = frame.body, frame.lanes(block)
+    update, reset = (
+        sigmoid(body, body.builder.fadd(_share(frame, step, gate, block, mask), product))
+        for gate, product in enumerate(products)
+    )
+    frame.store(update, step.cell, block, mask)
+    frame.store(body.builder.fmul(reset, frame.load(step.state, block, mask)), step.reset, block, mask)
+
+
+def close_gates(frame: Frame, step: Step, block: ir.Value, product: ir.Value) -> None:
+    """The second phase: (1 - z) n + z h, with n = tanh(x_n + R_n (r h) + b_n)."""
+    body, b, mask = frame.body, frame.body.builder, frame.lanes(block)
+    new = tanh(body, b.fadd(_share(frame, step, 2, block, mask), product))
+    update, state = frame.load(step.cell, block, mask), frame.load(step.state, block, mask)
+    frame.store(body.fma(update, b.fsub(state, new), new), step.output, block, mask)
+
+
+def _share(frame: Frame, step: Step, gate: int, block: ir.Value, mask: ir.Value) -> ir.Value:
+    """The input's share of one gate of a block."""
+    start = frame.body.builder.mul(frame.hidden, frame.body.const(gate))
+    return frame.load(frame.body.at(step.share, start, F32), block, mask)
 
 
 def _gru(
@@ -182,7 +212,7 @@ def _lstm(
 
 def padded_rows(operation: Recurrent, width: int) -> np.ndarray:
     """The recurrence matrix, each gate filled up to whole vectors of rows: [gates, whole, hidden]."""
-    gates, hidden = GATES[operation.kind], operation.recurrence.shape[1]
+    gates, hidden = GATES[kind_of(operation)], operation.recurrence.shape[1]
     padded = np.zeros((gates, -(-hidden // width) * width, hidden), np.float32)
     padded[:, :hidden] = operation.recurrence.reshape(gates, hidden, hidden)
     return padded

@@ -21,12 +21,16 @@ from sparsify.engine.gates import (
     INPUT,
     LAST_CELL,
     LAST_HIDDEN,
+    PHASES,
     Frame,
     Place,
     Step,
     apply,
+    close_gates,
     is_native,
+    kind_of,
     numbers,
+    open_gates,
     padded_rows,
 )
 from sparsify.engine.ir import F32, Body, Module
@@ -48,6 +52,7 @@ def propose(operation: Operation, context: Context) -> Stage | None:
     hidden, width = operation.recurrence.shape[1], context.target.width
     if 0 in (steps, images, hidden) or hidden > sell.COLUMNS:
         return None
+    kind = kind_of(operation)
     form, packed = _packed(operation, context)
     nonzeros = int(np.count_nonzero(operation.recurrence))
     together = 1 if images == 1 else _TOGETHER[form]
@@ -61,13 +66,13 @@ def propose(operation: Operation, context: Context) -> Stage | None:
     )
     return Stage(
         kernel="recurrent",
-        function=_name(operation.kind, form, together),
+        function=_name(kind, form, together),
         reads=(operation.input, *(name for name in operation.initial if name)),
         writes=tuple(name for name in operation.outputs if name),
         tiles=groups * parts,
-        steps=steps,
+        steps=steps * PHASES[kind],
         constants=tuple(copied(array) for array in constants),
-        scratch=4 * images * (steps * hidden + width * -(-hidden // width)),
+        scratch=4 * images * (steps * hidden + 2 * width * -(-hidden // width)),
         flops=2.0 * nonzeros * steps * images,
         density=nonzeros / operation.recurrence.size,
         seconds=_seconds(form, packed) * steps * groups / context.threads,
@@ -83,11 +88,17 @@ def _packed(operation: Recurrent, context: Context) -> tuple[str, tuple[np.ndarr
     columns = flat.reshape(-1, width, flat.shape[1]).transpose(0, 2, 1)
     forms: dict[str, tuple[np.ndarray, ...]] = {"dense": (np.ascontiguousarray(columns),)}
     if context.target.level == "avx512":
-        forms["permuted"] = segments.in_segments(padded, width).arrays
+        parts = [padded] if len(_sets(kind_of(operation))) == 1 else [padded[:2], padded[2:]]
+        forms["permuted"] = tuple(array for part in parts for array in segments.in_segments(part, width).arrays)
     else:
         slices = sell.in_slices(flat, width, sort=False)
         forms["gathered"] = (slices.first, slices.value, slices.column)
     return min(forms.items(), key=lambda item: _seconds(*item))
+
+
+def _sets(kind: str) -> list[range]:
+    """The gates whose products are made together, one set for each phase."""
+    return [range(GATES[kind])] if PHASES[kind] == 1 else [range(2), range(2, 3)]
 
 
 def _seconds(form: str, packed: tuple[np.ndarray, ...]) -> float:
@@ -97,7 +108,7 @@ def _seconds(form: str, packed: tuple[np.ndarray, ...]) -> float:
 
 def _bias(operation: Recurrent, width: int) -> np.ndarray:
     """The recurrence's bias, padded like the matrix."""
-    gates, hidden = GATES[operation.kind], operation.recurrence.shape[1]
+    gates, hidden = GATES[kind_of(operation)], operation.recurrence.shape[1]
     padded = np.zeros((gates, -(-hidden // width) * width), np.float32)
     padded[:, :hidden] = operation.bias[1].reshape(gates, hidden)
     return padded
@@ -108,7 +119,7 @@ def _name(kind: str, form: str, together: int) -> str:
 
 
 def emit(module: Module) -> None:
-    """void sparsify_{gru,lstm}_{dense,gathered,permuted}_<sequences>(buffers, constants, tile)."""
+    """void sparsify_<kind>_{dense,gathered,permuted}_<sequences>(buffers, constants, tile)."""
     forms = {"dense": _dense_products, "gathered": _gathered_products}
     if module.target.level == "avx512":
         forms["permuted"] = _permuted_products
@@ -118,8 +129,8 @@ def emit(module: Module) -> None:
                 _emit(module, kind, form, products, together)
 
 
-Products = Callable[[Frame, ir.Value, list[ir.Value], ir.Value], list[ir.Value]]
-"""For each state each gate's product with it plus its bias, for a block: (frame, constants, states, block)."""
+Products = Callable[[Frame, ir.Value, list[ir.Value], ir.Value, range], list[ir.Value]]
+"""For each state some gates' products with it plus bias, for a block: (frame, constants, states, block, gates)."""
 
 
 def _emit(module: Module, kind: str, form: str, products: Products, together: int) -> None:
@@ -128,39 +139,54 @@ def _emit(module: Module, kind: str, form: str, products: Products, together: in
     b = body.builder
     buffers, constants, tile = body.arguments
     frame = Frame(body, kind, buffers, body.pointer(constants, 0))
+    number, phases = frame.step, body.const(PHASES[kind])
+    frame.step, phase = b.udiv(number, phases), b.urem(number, phases)
     group, part = b.udiv(tile, frame.parts), b.urem(tile, frame.parts)
-    start, stop = (b.udiv(b.mul(frame.blocks, number), frame.parts) for number in (part, b.add(part, body.const(1))))
-    is_first = b.icmp_signed("==", frame.step, body.const(0))
-    is_last = b.icmp_signed("==", frame.step, b.sub(frame.steps, body.const(1)))
+    start, stop = (b.udiv(b.mul(frame.blocks, n), frame.parts) for n in (part, b.add(part, body.const(1))))
     # Past the last image the last one is read again, but not written.
     numbers = [b.add(b.mul(group, body.const(together)), body.const(i)) for i in range(together)]
-    images = [body.smaller(number, b.sub(frame.images, body.const(1))) for number in numbers]
-    steps = [_step(frame, constants, image, is_first) for image in images]
-    with b.if_then(is_first):
+    images = [body.smaller(n, b.sub(frame.images, body.const(1))) for n in numbers]
+    present = [b.icmp_signed("<", n, frame.images) for n in numbers]
+    steps = [_step(frame, constants, image) for image in images]
+    with b.if_then(b.icmp_signed("==", number, body.const(0))):
         for image, step in zip(images, steps, strict=True):
             frame.copy(frame.place(CELL, image), Place(step.cell), start, stop)
     with body.loop(start, stop) as block:
-        sums = products(frame, constants, [step.state for step in steps], block.index)
-        for i, step in enumerate(steps):
-            with b.if_then(b.icmp_signed("<", numbers[i], frame.images)):
-                apply(frame, kind, step, block.index, sums[i * frame.gates : (i + 1) * frame.gates])
-    with b.if_then(is_last):
+        if PHASES[kind] == 1:
+            sums = products(frame, constants, [step.state for step in steps], block.index, range(frame.gates))
+            for i, step in enumerate(steps):
+                with b.if_then(present[i]):
+                    apply(frame, kind, step, block.index, sums[i * frame.gates : (i + 1) * frame.gates])
+        else:
+            with b.if_else(b.icmp_signed("==", phase, body.const(0))) as (opens, closes):
+                with opens:
+                    sums = products(frame, constants, [step.state for step in steps], block.index, range(2))
+                    for i, step in enumerate(steps):
+                        with b.if_then(present[i]):
+                            open_gates(frame, step, block.index, sums[2 * i : 2 * i + 2])
+                with closes:
+                    sums = products(frame, constants, [step.reset for step in steps], block.index, range(2, 3))
+                    for i, step in enumerate(steps):
+                        with b.if_then(present[i]):
+                            close_gates(frame, step, block.index, sums[i])
+    with b.if_then(b.icmp_signed("==", number, b.sub(b.mul(frame.steps, phases), body.const(1)))):
         for image, step in zip(images, steps, strict=True):
             frame.copy(Place(step.output), frame.place(LAST_HIDDEN, image), start, stop)
             frame.copy(Place(step.cell), frame.place(LAST_CELL, image), start, stop)
     body.done()
 
 
-def _step(frame: Frame, constants: ir.Value, image: ir.Value, is_first: ir.Value) -> Step:
+def _step(frame: Frame, constants: ir.Value, image: ir.Value) -> Step:
     """Where an image's step finds and leaves things."""
     body, b = frame.body, frame.body.builder
-    # scratch memory: all sequences, where nobody wants them; then the cell state of each image
+    # scratch memory: all sequences, where nobody wants them; then for each image its cell state, and one more state
     cell = b.add(b.mul(frame.steps, frame.across), b.mul(image, frame.whole))
     return Step(
         body.at(frame.buffer(INPUT), b.mul(frame.offset(frame.step, image), body.const(frame.gates)), F32),
-        _state(frame, constants, image, is_first),
+        _state(frame, constants, image, b.icmp_signed("==", frame.step, body.const(0))),
         frame.hidden_state(frame.step, image),
         body.at(frame.scratch, cell, F32),
+        body.at(frame.scratch, b.add(cell, b.mul(frame.images, frame.whole)), F32),
     )
 
 
@@ -173,17 +199,19 @@ def _state(frame: Frame, constants: ir.Value, image: ir.Value, is_first: ir.Valu
     return b.select(is_first, initial, before)
 
 
-def _start(frame: Frame, constants: ir.Value, block: ir.Value) -> tuple[list[ir.Value], list[ir.Value]]:
+def _start(frame: Frame, constants: ir.Value, block: ir.Value, gates: range) -> tuple[list[ir.Value], list[ir.Value]]:
     """Numbers of a block's slices, gate by gate, and their biases."""
     body, b, kind = frame.body, frame.body.builder, frame.body.module.vector
-    pieces = [b.add(b.mul(body.const(gate), frame.blocks), block) for gate in range(frame.gates)]
+    pieces = [b.add(b.mul(body.const(gate), frame.blocks), block) for gate in gates]
     bias = body.pointer(constants, 1)
     return pieces, [b.load(body.at(bias, piece, kind), typ=kind, align=4) for piece in pieces]
 
 
-def _gathered_products(frame: Frame, constants: ir.Value, states: list[ir.Value], block: ir.Value) -> list[ir.Value]:
+def _gathered_products(
+    frame: Frame, constants: ir.Value, states: list[ir.Value], block: ir.Value, gates: range
+) -> list[ir.Value]:
     arrays = [frame.body.pointer(constants, i) for i in (3, 4, 5)]
-    pieces, biases = _start(frame, constants, block)
+    pieces, biases = _start(frame, constants, block, gates)
     return [
         sell.add_products(frame.body, arrays, state, piece, bias)
         for state in states
@@ -191,10 +219,12 @@ def _gathered_products(frame: Frame, constants: ir.Value, states: list[ir.Value]
     ]
 
 
-def _dense_products(frame: Frame, constants: ir.Value, states: list[ir.Value], block: ir.Value) -> list[ir.Value]:
+def _dense_products(
+    frame: Frame, constants: ir.Value, states: list[ir.Value], block: ir.Value, gates: range
+) -> list[ir.Value]:
     """All gates in one loop, whose sums do not wait for each other."""
     body, b, kind = frame.body, frame.body.builder, frame.body.module.vector
-    pieces, biases = _start(frame, constants, block)
+    pieces, biases = _start(frame, constants, block, gates)
     weights = body.pointer(constants, 3)
     columns = [body.at(weights, b.mul(piece, frame.hidden), kind) for piece in pieces]
     with body.loop(0, frame.hidden, 1, biases * len(states)) as step:
@@ -205,7 +235,11 @@ def _dense_products(frame: Frame, constants: ir.Value, states: list[ir.Value], b
     return step.state
 
 
-def _permuted_products(frame: Frame, constants: ir.Value, states: list[ir.Value], block: ir.Value) -> list[ir.Value]:
-    arrays = [frame.body.pointer(constants, i) for i in range(3, 9)]
-    pieces, biases = _start(frame, constants, block)
+def _permuted_products(
+    frame: Frame, constants: ir.Value, states: list[ir.Value], block: ir.Value, gates: range
+) -> list[ir.Value]:
+    first = 3 if gates.start == 0 else 9  # the gates of a later phase lie by themselves
+    arrays = [frame.body.pointer(constants, first + i) for i in range(6)]
+    biases = _start(frame, constants, block, gates)[1]
+    pieces = _start(frame, constants, block, range(len(gates)))[0]
     return segments.add_products(frame.body, arrays, states, frame.hidden, pieces, biases * len(states))
