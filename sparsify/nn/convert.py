@@ -24,13 +24,12 @@ def to_sparse(model: nn.Module, masks: Mapping[str, Tensor], sample: Any, denses
     several modules share. densest: the density above which a layer stays dense because its zeros would not pay.
     Returns the names of the weights that are sparse now; optimizers have to be made anew.
     """
-    called = _called(model, sample)
+    called = called_linears(model, sample)
     modules = {f"{name}.weight".lstrip("."): module for name, module in model.named_modules()}
-    shared = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     done = []
     for name, mask in masks.items():
         module = modules.get(name)
-        if type(module) is not nn.Linear or module is model or module not in called or shared[id(module.weight)] > 1:
+        if type(module) is not nn.Linear or module is model or module not in called:
             continue
         if int(mask.sum()) <= densest * mask.numel():
             model.set_submodule(name.removesuffix(".weight"), SparseLinear.from_dense(module, mask))
@@ -38,10 +37,11 @@ def to_sparse(model: nn.Module, masks: Mapping[str, Tensor], sample: Any, denses
     return done
 
 
-def _called(model: nn.Module, sample: Any) -> set[nn.Module]:
-    """The linear layers that one forward pass calls. The model is left as it was."""
+def called_linears(model: nn.Module, sample: Any) -> set[nn.Module]:
+    """The linear layers that one forward pass calls, with weights of their own. The model is left as it was."""
+    shared = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     called: set[nn.Module] = set()
-    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    linears = [module for module in model.modules() if type(module) is nn.Linear]
     hooks = [module.register_forward_pre_hook(lambda module, _: called.add(module)) for module in linears]
     modes = {module: module.training for module in model.modules()}
     try:
@@ -53,7 +53,7 @@ def _called(model: nn.Module, sample: Any) -> set[nn.Module]:
             hook.remove()
         for module, mode in modes.items():
             module.training = mode
-    return called
+    return {module for module in called if shared[id(module.weight)] == 1}
 
 
 def sparse_layers(model: nn.Module) -> dict[str, SparseLinear]:

@@ -46,10 +46,12 @@ def check_compute(recipe: Recipe, method: Method, world: World) -> None:
 
 def with_sparse_layers(model: nn.Module, layers: Iterable[Layer], masks: Masks, sample: Tensor) -> Masks:
     """Make the layers sparse that gain by it, in place; returns the masks with their positions."""
-    whole = {layer.name: masks[layer.name] for layer in layers if layer.sparse and layer.parts == 1 and not layer.axis}
+    held = {layer.name for layer in layers if layer.parts == 1 and not layer.axis}
+    whole = {name: mask for name, mask in masks.items() if name in held}
     done = to_sparse(model, whole, sample)
     positions = {name: Positions(tuple(masks[name].shape), masks[name].flatten().nonzero().squeeze(1)) for name in done}
-    return replace(masks, tensors={n: mask for n, mask in masks.items() if n not in done}, positions=positions)
+    tensors = {name: mask for name, mask in masks.items() if name not in done}
+    return replace(masks, tensors=tensors, positions={**masks.positions, **positions})
 
 
 def positions_of(model: nn.Module) -> dict[str, Positions]:

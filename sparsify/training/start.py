@@ -28,7 +28,8 @@ from sparsify.training.distributed import World
 from sparsify.training.monitoring import dead_neurons
 from sparsify.training.optimizer import build_optimizer
 from sparsify.training.precision import LossScale
-from sparsify.training.snapshot import build_network, load_method
+from sparsify.training.snapshot import build_network, load_method, recipe_method
+from sparsify.training.sparse_network import build_sparse_network
 from sparsify.training.step import Topology, TrainState, apply_masks
 
 
@@ -88,17 +89,17 @@ def start_run(
     dataset = _load_data(recipe, data, world) if given is None else given.to(world.device)
     settings, place = recipe.training, world.device
     torch.manual_seed(settings.seed)
-    first = build_network if resume else first_network
-    model, layers, masks = first(recipe, dataset.info, own=own.model if isinstance(own.model, nn.Module) else None)
-    model.to(place)
     checkpoint, content = folder / run_folder.CHECKPOINT, None
     if resume and checkpoint.is_file():
         content = read_checkpoint(checkpoint, place)
+    sparse = compute == "sparse" or (compute is None and content is not None and bool(content.get("sparse")))
+    if sparse:
+        check_compute(recipe, recipe_method(recipe), world)
+    network = own.model if isinstance(own.model, nn.Module) else None
+    model, layers, masks = _network(recipe, dataset.info, resume, sparse, network)
+    model.to(place)
     steps = recipe.steps(len(dataset.train))
     topology = build_topology(recipe, steps, layers, masks)
-    if compute == "sparse" or (compute is None and content is not None and content.get("sparse")):
-        check_compute(recipe, topology.method, world)
-        masks = with_sparse_layers(model, layers, masks, dataset.info.zeros().to(place))
     scale = LossScale(settings.loss_scale) if settings.precision == "float16" else None
     state = TrainState(model, build_optimizer(model, recipe.optimizer), masks.to(place), loss_scale=scale)
     window, kept = Window(torch.zeros((), device=place), dead=dead_neurons(state.masks)), 0
@@ -108,6 +109,17 @@ def start_run(
         state, window, kept = load_checkpoint(checkpoint, content, state)
     world.barrier()  # all have read the checkpoint before it is replaced
     return Start(recipe, folder, dataset, steps, layers, topology, state, window, kept)
+
+
+def _network(
+    recipe: Recipe, info: DataInfo, resume: bool, sparse: bool, own: nn.Module | None
+) -> tuple[nn.Module, list[Layer], Masks]:
+    """The network as it is before the first step, or, where a run is resumed, one that its checkpoint fits."""
+    drawn = resume or (recipe.training.start_from or recipe.topology.masks_from) is None
+    if sparse and drawn and own is None:
+        return build_sparse_network(recipe, info)
+    model, layers, masks = (build_network if drawn else first_network)(recipe, info, own=own)
+    return model, layers, with_sparse_layers(model, layers, masks, info.zeros()) if sparse else masks
 
 
 def first_network(recipe: Recipe, info: DataInfo, own: nn.Module | None = None) -> tuple[nn.Module, list[Layer], Masks]:
@@ -167,7 +179,9 @@ def plan_topology(settings: Settings, steps: int, seed: int, layers: list[Layer]
             f"Lower delta_t or train for longer."
         )
     final = allocate_counts(settings.distribution, layers, sparsity)
-    initial = {n: int(p.sum()) for layer in layers if layer.sparse for n, p in split(layer, masks[layer.name]).items()}
+    masked = [layer for layer in layers if layer.name in masks]
+    initial = {name: int(part.sum()) for layer in masked for name, part in split(layer, masks[layer.name]).items()}
+    initial |= {name: held.count for name, held in masks.positions.items()}
     return Topology(method, schedule, seed, initial, final, tuple(layers))
 
 

@@ -16,6 +16,7 @@ from sparsify.recipe import Optimizer, Recipe, load_recipe
 from sparsify.sources import open_source
 from sparsify.topology.masks import Masks
 from sparsify.topology.schedules import UpdateSchedule
+from sparsify.training import deferred
 from sparsify.training.checkpoint import read_checkpoint
 from sparsify.training.compute import positions_of
 from sparsify.training.loop import train, training
@@ -145,3 +146,14 @@ def test_command_line(sparsify, tmp_path):
     assert read_checkpoint(Path(tmp_path / "run/checkpoint.pt"))["sparse"] == ["1.weight", "3.weight"]
     done = sparsify("train", "--steps", "10", "--compute", "sparse", "--method", "snip", "--out", "other")
     assert done.returncode == 2 and "--compute sparse is not possible here" in done.stderr
+
+
+def test_large_layers_are_never_dense(tmp_path, states, monkeypatch):
+    """A run whose layers count as large is that of layers that do not, and draws its network in parts."""
+    whole = train(recipe(), tmp_path / "whole", compute="sparse").line
+    digests = [state.masks.digest() for state in states]
+    states.clear()
+    monkeypatch.setattr(deferred, "LARGE", 5000)
+    monkeypatch.setattr(SparseLinear, "from_dense", lambda *_: pytest.fail("a dense layer was made"))
+    part = train(recipe(), tmp_path / "part", compute="sparse").line
+    assert [state.masks.digest() for state in states] == digests and part["test_loss"] == whole["test_loss"]

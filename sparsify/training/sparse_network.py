@@ -1,0 +1,89 @@
+"""A recipe's network with sparse layers, drawn as the masked one is and never dense where it is large."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from sparsify.data import DataInfo
+from sparsify.nn import SparseLinear
+from sparsify.nn.convert import DENSEST, called_linears
+from sparsify.randomness import generator
+from sparsify.recipe import Recipe
+from sparsify.topology.costs import Layer
+from sparsify.topology.densities import allocate_counts
+from sparsify.topology.masks import Masks
+from sparsify.topology.matrices import join
+from sparsify.topology.positions import Positions
+from sparsify.topology.select import random_positions
+from sparsify.training.compute import with_sparse_layers
+from sparsify.training.deferred import Deferred, Later, NotDeferred
+from sparsify.training.snapshot import build_network, recipe_method
+from sparsify.training.step import apply_masks
+from sparsify.training.width import build_model, find_shapes
+
+
+def build_sparse_network(recipe: Recipe, info: DataInfo) -> tuple[nn.Module, list[Layer], Masks]:
+    """What `build_network` gives, with the layers sparse that gain by it.
+
+    The recipe's method is one that sees single connections. Weights of up to `deferred.LARGE` entries are dense for a
+    moment, and so are larger ones that a network starts in a way that cannot be followed part by part.
+    """
+    try:
+        model, layers, masks = _build(recipe, info)
+    except NotDeferred:
+        model, layers, masks = build_network(recipe, info)
+    return model, layers, with_sparse_layers(model, layers, masks, info.zeros())
+
+
+def _build(recipe: Recipe, info: DataInfo) -> tuple[nn.Module, list[Layer], Masks]:
+    topology, seed, draw = recipe.topology, recipe.training.seed, recipe_method(recipe).draw
+    with torch.random.fork_rng(devices=[]), Deferred():
+        torch.manual_seed(seed)
+        model = build_model(recipe, info)
+    if not any(isinstance(parameter, Later) for parameter in model.parameters()):
+        raise NotDeferred("nothing is large")
+    layers, fitting = find_shapes(recipe, info), _fitting(recipe, info)
+    counts = allocate_counts(topology.distribution, layers, topology.sparsity)
+    random, tensors, positions = generator(seed, "masks"), {}, {}
+    for layer in layers:
+        name = layer.name
+        if not layer.sparse:
+            continue
+        if isinstance(model.get_parameter(name), Later) and name in fitting and counts[name] <= DENSEST * layer.size:
+            positions[name] = Positions(layer.shape, random_positions(layer.size, counts[name], random))
+        else:
+            drawn = {part: draw(layer.matrix_shape, counts[part], random) for part in layer.matrices}
+            tensors[name] = join(layer, drawn)
+    for name, held in positions.items():
+        _replace(model, name, held)
+    for module in model.modules():
+        for own, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+            if isinstance(tensor, Later):
+                whole = tensor.whole()
+                setattr(module, own, nn.Parameter(whole) if isinstance(tensor, nn.Parameter) else whole)
+    turned = {layer.name: layer for layer in layers if layer.sparse and layer.axis}
+    masks = Masks(tensors, turned, positions)
+    apply_masks(model, masks)
+    return model, layers, masks
+
+
+def _fitting(recipe: Recipe, info: DataInfo) -> set[str]:
+    """Names of the weights of linear layers that the network calls as such, found without computing anything."""
+    with torch.device("meta"):
+        model = build_model(recipe, info)
+        called = called_linears(model, info.zeros())
+    return {f"{name}.weight" for name, module in model.named_modules() if name and module in called}
+
+
+def _replace(model: nn.Module, name: str, held: Positions) -> None:
+    path = name.removesuffix(".weight")
+    linear = model.get_submodule(path)
+    assert isinstance(linear, nn.Linear) and isinstance(linear.weight, Later)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        layer = SparseLinear(linear.in_features, linear.out_features, held.flat, linear.bias is not None)
+        values = linear.weight.entries(held.flat)
+        layer.weight.copy_(values[torch.searchsorted(held.flat, layer.positions())])
+    if linear.bias is not None:
+        layer.bias = linear.bias
+    model.set_submodule(path, layer.train(linear.training))
