@@ -88,7 +88,8 @@ def test_exported_and_run(run, tmp_path):
     found = [read_model(file.path) for file in written]
     modules, network = [build_module(model) for model in found], found[0].metadata.network
     tensors = [module.state_dict() for module in modules]
-    assert all(torch.equal(tensor, tensors[1][name]) for name, tensor in tensors[0].items())
+    differing = [name for name, tensor in tensors[0].items() if not torch.equal(tensor, tensors[1][name])]
+    assert all(name.endswith("num_batches_tracked") for name in differing)  # an ONNX graph has no use for counts
     sessions = [
         onnxruntime.InferenceSession(written[0].path, providers=["CPUExecutionProvider"]),
         InferenceSession(written[0].path, threads=1),
