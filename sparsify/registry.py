@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import is_dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
-
-from pydantic import ConfigDict, TypeAdapter, ValidationError, validate_call
-from pydantic_core import ErrorDetails
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sparsify.errors import RecipeError, UnknownNameError
+
+if TYPE_CHECKING:  # an environment that only runs models has no pydantic
+    from pydantic import ValidationError
+    from pydantic_core import ErrorDetails
 
 T = TypeVar("T")
 
@@ -85,6 +86,8 @@ def configure(factory: Callable[..., T], section: str, options: Mapping[str, Any
 
     `given` are the arguments that the program itself supplies. Raises RecipeError that names the key.
     """
+    from pydantic import ConfigDict, TypeAdapter, ValidationError, validate_call
+
     parameters = inspect.signature(factory).parameters
     settable = [name for name in parameters if name not in given]
     for key in options:

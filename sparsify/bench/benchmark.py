@@ -162,6 +162,11 @@ def _usable(asked: Sequence[str] | None) -> tuple[list[str], dict[str, str]]:
     chosen = [name.replace("-", "_") for name in asked] if asked else names("runtimes")
     chosen = sorted(dict.fromkeys([*chosen, REFERENCE]), key=lambda name: name != REFERENCE)
     reasons = {name: load_runtime(name).missing() for name in chosen}
+    if not asked:
+        later = {name: load_runtime(name).on_request for name in chosen}
+        reasons |= {
+            name: f"it {why}: name it with --runtime" for name, why in later.items() if why and not reasons[name]
+        }
     left_out = {name: reason for name, reason in reasons.items() if reason}
     if REFERENCE in left_out:
         raise BenchError(f"Outputs are compared with {REFERENCE}, and {left_out[REFERENCE]}. Install it.")

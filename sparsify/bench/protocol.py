@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,7 +15,18 @@ import numpy as np
 
 from sparsify.bench.noise import Observer
 from sparsify.errors import BenchError
+from sparsify.registry import PACKAGE
 from sparsify.runtimes import LayerTime, load_runtime
+
+BOOTSTRAP = """
+import importlib.util, sys
+folder = sys.argv[1]
+spec = importlib.util.spec_from_file_location("sparsify", folder + "/__init__.py", submodule_search_locations=[folder])
+sys.modules["sparsify"] = package = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(package)
+from sparsify.bench import worker
+worker.main(*sys.argv[2:])
+"""
 
 
 @dataclass(eq=False)
@@ -36,15 +46,13 @@ class Contender:
     layers: list[LayerTime] = field(default_factory=list)
     process: subprocess.Popen[str] | None = None
 
-    def start(self) -> None:
-        command = [
-            sys.executable,
-            "-m",
-            "sparsify.bench.worker",
-            self.runtime,
-            str(self.model),
-            str(self.threads),
-        ]
+    def start(self, folder: Path) -> None:
+        """Start the process, in the runtime's own environment where it has one; `folder` is for what it needs."""
+        runtime = load_runtime(self.runtime)
+        folder.mkdir()
+        model = runtime.prepared(self.model, folder)
+        # Our package alone, and not what is installed beside it: that may be made for another interpreter.
+        command = [runtime.python(), "-c", BOOTSTRAP, str(PACKAGE), self.runtime, str(model), str(self.threads)]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
@@ -86,13 +94,14 @@ class Contender:
 @contextlib.contextmanager
 def running(contenders: list[Contender]) -> Iterator[None]:
     """All contenders' processes, started one after another and ended whatever happens."""
-    try:
-        for contender in contenders:
-            contender.start()
-        yield
-    finally:
-        for contender in contenders:
-            contender.stop()
+    with tempfile.TemporaryDirectory(prefix="sparsify-bench-") as folder:
+        try:
+            for number, contender in enumerate(contenders):
+                contender.start(Path(folder) / str(number))
+            yield
+        finally:
+            for contender in contenders:
+                contender.stop()
 
 
 def compare_outputs(contenders: list[Contender], inputs: np.ndarray) -> dict[Path, float]:

@@ -7,6 +7,8 @@ the process that runs it.
 from __future__ import annotations
 
 import importlib.util
+import os
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,12 +41,31 @@ class Runtime(ABC):
 
     package: ClassVar[str]  # the distribution that it comes in; its version is recorded
     tolerance: ClassVar[float] = 1e-3  # relative error of its outputs that is no error
+    on_request: ClassVar[str | None] = None  # why it is timed only where it is named
+
+    def variable(self) -> str:
+        """The environment variable that names an interpreter with another environment for this runtime."""
+        return f"SPARSIFY_{type(self).__module__.rpartition('.')[2].upper()}_PYTHON"
+
+    def python(self) -> str:
+        """The interpreter that it runs in: this one, or that of an environment of its own."""
+        return os.environ.get(self.variable()) or sys.executable
 
     def missing(self) -> str | None:
         """Why it cannot run here, or None."""
+        if self.python() != sys.executable:
+            return (
+                None if Path(self.python()).is_file() else f"{self.variable()} names {self.python()}, which is no file"
+            )
         if importlib.util.find_spec(self.package.replace("-", "_")) is None:
-            return f"the package {self.package} is not installed"
+            return (
+                f"the package {self.package} is not installed, and {self.variable()} names no interpreter that has it"
+            )
         return None
+
+    def prepared(self, path: Path, folder: Path) -> Path:
+        """The model in the form that it takes: the file as it is, or another one, written into `folder`."""
+        return path
 
     def refuses(self, path: Path) -> str | None:
         """Why it cannot run this file, or None."""

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import final
 
 from sparsify.runtimes import Run, Runtime
-from sparsify.runtimes._cuda import exact_products, module_on, no_device, refuses_foreign, runner
 from sparsify.runtimes._layers import replace_layers
+from sparsify.runtimes._torch import exact_products, module_on, no_device, refuses_foreign, runner
 
 
 @final

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsify.runtimes import Run, Runtime
-from sparsify.runtimes._cuda import exact_products, module_on, no_device, refuses_foreign, runner
+from sparsify.runtimes._torch import exact_products, module_on, no_device, refuses_foreign, runner
 
 WARM_UP = 3  # runs before the recording, in which libraries choose their kernels
 

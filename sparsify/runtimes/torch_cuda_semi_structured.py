@@ -9,7 +9,7 @@ from torch import nn
 
 from sparsify.formats import onnx
 from sparsify.runtimes import REDUCED, Run, Runtime
-from sparsify.runtimes._cuda import module_on, no_device, refuses_foreign, runner
+from sparsify.runtimes._torch import module_on, no_device, refuses_foreign, runner
 
 MULTIPLE = 64  # of rows and columns that the hardware's format takes in bfloat16
 

@@ -6,7 +6,7 @@ from typing import final
 import torch
 
 from sparsify.runtimes import REDUCED, Run, Runtime
-from sparsify.runtimes._cuda import module_on, no_device, refuses_foreign, runner
+from sparsify.runtimes._torch import module_on, no_device, refuses_foreign, runner
 
 
 @final

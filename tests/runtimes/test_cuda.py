@@ -12,8 +12,8 @@ from torch import nn
 
 from sparsify.registry import names
 from sparsify.runtimes import load_runtime
-from sparsify.runtimes._cuda import runner
 from sparsify.runtimes._layers import replace_layers
+from sparsify.runtimes._torch import runner
 from sparsify.runtimes.torch_cuda_csr import Csr
 from sparsify.runtimes.torch_cuda_semi_structured import is_two_of_four
 from sparsify.sources import export

@@ -1,4 +1,4 @@
-"""What the runtimes on CUDA GPUs share."""
+"""What the runtimes of torch share, on CPUs and on CUDA GPUs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from sparsify.formats import onnx
 from sparsify.formats._module import build_module
+from sparsify.recipe import parse_recipe
+from sparsify.references import is_reference
 from sparsify.runtimes import Run
 
 
@@ -21,8 +23,13 @@ def no_device() -> str | None:
 
 def refuses_foreign(path: Path) -> str | None:
     """Why no torch module can be built from the file, or None."""
-    if onnx.read(path).metadata is None:
+    record = onnx.read(path).metadata
+    if record is None:
         return "the file was not written by sparsify, so the torch module is not known"
+    if is_reference(parse_recipe(record.network.recipe).model.name):
+        return "the network is code of somebody's own, which is not imported because a file names it"
+    if record.uncut_shapes:
+        return "channels were cut away from it, so it is no longer the recipe's torch module"
     return None
 
 
