@@ -93,8 +93,10 @@ def _take_part(module: Module) -> None:
 def _drain(
     body: Body, record: ir.Value, done: ir.Value, victim: ir.Value, generation: ir.Value, leave: ir.Block
 ) -> None:
-    """Run the tiles that are left of one thread's share."""
+    """Run the tiles that are left of one thread's share, and say at the end how many: another core's counter is
+    far away."""
     builder = body.builder
+    before = builder.block
     function, buffers, constants = (body.load(record, i, POINTER, align=8) for i in range(3))
     place = body.at(done, builder.mul(builder.add(victim, body.const(1)), body.const(LINE)), I64)
     share = body.load(place, 1, I64, align=8)
@@ -103,6 +105,8 @@ def _drain(
     claim = builder.append_basic_block("claim")
     builder.branch(attempt)
     builder.position_at_end(attempt)
+    ran = builder.phi(I64)
+    ran.add_incoming(body.const(0), before)
     seen = _atomic(body, place, 0)
     same = builder.icmp_unsigned("==", builder.lshr(seen, body.const(32)), generation)
     builder.cbranch(same, current, leave)
@@ -112,11 +116,14 @@ def _drain(
     builder.position_at_end(claim)
     won = builder.cmpxchg(place, seen, builder.add(seen, body.const(1)), "acq_rel", "acquire")
     builder.cbranch(builder.extract_value(won, 1), taken, attempt)
+    ran.add_incoming(ran, builder.block)
     builder.position_at_end(taken)
     body.call(function, STAGE_TYPE, [buffers, constants, tile])
-    builder.atomic_rmw("add", done, body.const(1), "acq_rel")
+    ran.add_incoming(builder.add(ran, body.const(1)), builder.block)
     builder.branch(attempt)
     builder.position_at_end(over)
+    with builder.if_then(builder.icmp_signed(">", ran, body.const(0))):
+        builder.atomic_rmw("add", done, ran, "acq_rel")
 
 
 def _await(body: Body, done: ir.Value, tiles: ir.Value, spins: ir.Value, generation: ir.Value, leave: ir.Block) -> None:
