@@ -77,6 +77,7 @@ class Training(Section):
     loss_scale: Positive = 65536.0  # that float16 starts with; it adapts
     ema: Annotated[float, Field(ge=0, lt=1)] | None = None  # decay of the moving average of weights that is kept
     compile: bool = False  # run the network through torch.compile
+    channels_last: bool = False  # images and kernels with their channels last in memory: faster convolutions
     label_smoothing: Fraction = 0.0
     clip_norm: Positive | None = None  # of the gradient of all parameters, masked weights left out
     accumulate: Count = 1  # parts that a batch is computed in; gradients add up

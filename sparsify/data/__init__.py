@@ -94,7 +94,8 @@ class Dataset:
         Depends on nothing but its arguments: the stream is one permutation of the training set after
         another, so every epoch shows each image once, and a resumed run continues where it was.
         """
-        rows = part(stream_rows(step, size, seed, len(self.train)), share).to(self.train.labels.device)
+        rows = part(stream_rows(step, size, seed, len(self.train)), share)
+        rows = send(rows, self.train.labels.device)
         inputs = normalise(self.train.pixels[rows], self.info)
         return self._augment(inputs, generator(seed, "augmentation", step), size, share), self.train.labels[rows]
 
@@ -107,18 +108,31 @@ class Dataset:
     def _augment(self, inputs: Tensor, random: torch.Generator, size: int, share: Share) -> Tensor:
         if self.crop_padding:
             offsets = torch.randint(0, 2 * self.crop_padding + 1, (2, size, 1), generator=random)
-            inputs = _shift(inputs, self.crop_padding, part(offsets, share, 1).to(inputs.device))
+            inputs = _shift(inputs, self.crop_padding, send(part(offsets, share, 1), inputs.device))
         if self.flip:
-            mirror = part(torch.rand(size, generator=random), share).to(inputs.device) < 0.5
+            mirror = send(part(torch.rand(size, generator=random), share), inputs.device) < 0.5
             inputs = torch.where(mirror.view(-1, 1, 1, 1), inputs.flip(3), inputs)
         return inputs
 
 
 def normalise(pixels: Tensor, info: DataInfo) -> Tensor:
     """uint8 [n, c, h, w] to float32, each channel less its mean and divided by its standard deviation."""
-    mean = torch.tensor(info.mean, device=pixels.device).view(1, -1, 1, 1)
-    std = torch.tensor(info.std, device=pixels.device).view(1, -1, 1, 1)
+    mean, std = _statistics(info, pixels.device)
     return (pixels.float() - mean) / std
+
+
+@lru_cache(maxsize=4)
+def _statistics(info: DataInfo, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation [1, channels, 1, 1], sent to the device once: a GPU waits for what is sent."""
+    mean, std = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (info.mean, info.std))
+    return mean, std
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor from the CPU on the device, without waiting for what a GPU is still doing."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def stream_rows(step: int, size: int, seed: int, count: int) -> Tensor:

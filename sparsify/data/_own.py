@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from sparsify.data import WHOLE, Data, DataInfo, Share, part, stream_rows
+from sparsify.data import WHOLE, Data, DataInfo, Share, part, send, stream_rows
 from sparsify.errors import DataError
 
 FORM = "a pair (train, test), each a pair of tensors (inputs [n, ...], labels [n]) or a torch Dataset of such samples"
@@ -29,7 +29,7 @@ class Samples:
     def batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs [rows, ...], float32 or int64, and labels [rows] or [rows, t] int64."""
         if isinstance(self.source, tuple):
-            rows = rows.to(self.source[0].device)
+            rows = send(rows, self.source[0].device)
             inputs, labels = (tensor[rows] for tensor in self.source)
         else:
             inputs, labels = default_collate([self.source[row][:2] for row in rows.tolist()])

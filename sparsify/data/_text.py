@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsify.data import WHOLE, DataInfo, Share, part, stream_rows
+from sparsify.data import WHOLE, DataInfo, Share, part, send, stream_rows
 from sparsify.errors import DataError
 
 VOCABULARY = 256
@@ -28,7 +28,7 @@ class Sequences:
 
     def batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Bytes [n, length] int64 of some stretches, and the bytes that follow each of them."""
-        positions = rows.to(self.text.device)[:, None] * self.length + torch.arange(
+        positions = send(rows, self.text.device)[:, None] * self.length + torch.arange(
             self.length + 1, device=self.text.device
         )
         found = self.text[positions].long()

@@ -52,14 +52,17 @@ class Masks(Mapping[str, Tensor]):
         """Names of the weights that have zeros."""
         return [name for name, mask in self.items() if self._nonzeros[name] < mask.numel()]
 
-    def factors(self, dtype: torch.dtype) -> Mapping[str, Tensor]:
-        """What to multiply the partial weights by, 1 or 0: products of equal types are fused and need no conversion."""
-        if dtype not in self._factors:
-            self._factors[dtype] = {name: self[name].to(dtype) for name in self.partial()}
-        return self._factors[dtype]
+    def factors(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """What to multiply the partial weights by: 1 or 0, in each weight's type and memory format.
+
+        Products of tensors that are alike are fused. Made once: a model does not change its type in training.
+        """
+        if not self._factors:
+            self._factors.update({name: torch.empty_like(weights[name]).copy_(self[name]) for name in self.partial()})
+        return self._factors
 
     @cached_property
-    def _factors(self) -> dict[torch.dtype, dict[str, Tensor]]:
+    def _factors(self) -> dict[str, Tensor]:
         return {}
 
     def active_neurons(self) -> dict[str, Tensor]:

@@ -173,6 +173,8 @@ def _backward(
     factor = (scale.value if scale else 1.0) / settings.accumulate
     total = torch.zeros((), device=batch[0].device)
     for inputs, labels in zip(*(part.chunk(settings.accumulate) for part in batch), strict=True):
+        if settings.channels_last and inputs.ndim == 4:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
         with autocast(settings.precision, inputs.device):
             outputs = forward(inputs)
         loss = cross_entropy(outputs.float(), labels, label_smoothing=settings.label_smoothing)

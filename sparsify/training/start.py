@@ -98,6 +98,8 @@ def start_run(
     network = own.model if isinstance(own.model, nn.Module) else None
     model, layers, masks = _network(recipe, dataset.info, resume, sparse, network)
     model.to(place)
+    if settings.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     steps = recipe.steps(len(dataset.train))
     topology = build_topology(recipe, steps, layers, masks)
     scale = LossScale(settings.loss_scale) if settings.precision == "float16" else None

@@ -283,5 +283,5 @@ def _layers(state: TrainState, topology: Topology) -> list[Layer]:
 
 def _masked(state: TrainState) -> list[tuple[nn.Parameter, Tensor]]:
     """The weights that have zeros, and 1 where they have none."""
-    found = [(state.parameters[name], name) for name in state.masks.partial()]
-    return [(weight, state.masks.factors(weight.dtype)[name]) for weight, name in found]
+    factors = state.masks.factors(state.parameters)
+    return [(state.parameters[name], factor) for name, factor in factors.items()]

@@ -61,3 +61,12 @@ def test_the_published_page_is_what_the_results_give(tmp_path):
     done = subprocess.run([sys.executable, str(SCRIPTS / "mnist.py"), "--report"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert published.read_bytes() == before
+
+
+def test_step_times_are_ratios_of_one_run():
+    command = [sys.executable, str(SCRIPTS / "step_time.py"), "lenet-300-100-digits", "--rounds", "1", "--json"]
+    done = subprocess.run(command, env={**os.environ}, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    line = json.loads(done.stdout)
+    expected = ((line["delta_t"] - 1) * line["sparse_ms"] + line["update_ms"]) / (line["delta_t"] * line["dense_ms"])
+    assert line["ratio"] == pytest.approx(expected) and 0 < line["lowest"] <= line["highest"]

@@ -10,9 +10,11 @@ from torch import nn
 
 from sparsify import registry
 from sparsify.randomness import generator
+from sparsify.recipe import load_recipe
 from sparsify.topology.costs import plain_layers
 from sparsify.topology.masks import Masks, random_masks
 from sparsify.topology.schedules import UpdateSchedule
+from sparsify.training.loop import train
 from sparsify.training.optimizer import optimizer_names
 from sparsify.training.snapshot import load_method
 from sparsify.training.step import Topology, TrainState, apply_masks, finish_step
@@ -188,3 +190,33 @@ def test_optimizers_are_found_by_their_class_names():
     found = optimizer_names()
     assert found["sgd"] is torch.optim.SGD and found["adamw"] is torch.optim.AdamW
     assert "lbfgs" not in found and "optimizer" not in found
+
+
+def test_the_memory_format_changes_no_choice():
+    """Masks are applied in the format of the weights, where devices fuse it; connections are counted as ever."""
+    ends = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        state, topology = start("sgd", "rigl")
+        state.model.to(memory_format=layout)
+        for step in range(1, 14):
+            backward(state.model, step)
+            state = finish_step(state, topology)
+        kernel, factor = state.model[0].weight, state.masks.factors(state.parameters)["0.weight"]
+        assert kernel.is_contiguous(memory_format=layout) and factor.stride() == kernel.stride()
+        ends.append((state, {name: weight.detach() for name, weight in state.model.named_parameters()}))
+    (first, weights), (second, others) = ends
+    assert first.updates == 3 and first.masks.digest() == second.masks.digest()
+    for name in weights:
+        torch.testing.assert_close(weights[name], others[name], rtol=1e-4, atol=1e-6)
+
+
+def test_recipes_can_ask_for_channels_last(tmp_path):
+    changes = ['model={name="wide_resnet", depth=10, width=1}', "training.steps=4", "topology.delta_t=2"]
+    lines = []
+    for layout in ("false", "true"):
+        recipe = load_recipe(None, [*changes, f"training.channels_last={layout}"])
+        result = train(recipe, tmp_path / layout)
+        assert all(weight.is_contiguous() for weight in result.model.parameters()) == (layout == "false")
+        lines.append(result.line)
+    assert lines[0]["test_loss"] == pytest.approx(lines[1]["test_loss"], rel=1e-3)
+    assert lines[0]["updates"] == lines[1]["updates"] == 1
