@@ -107,7 +107,10 @@ def write_report(results: Path = RESULTS) -> None:
         module = importlib.import_module(script.stem)
         stored = results / f"{script.stem}.json"
         found = json.loads(stored.read_text()) if stored.is_file() else {}
-        parts.append(module.report(found) if hasattr(module, "report") else table_page(module.EXPERIMENT, found))
+        if hasattr(module, "report"):
+            parts.append(module.report(found))
+        elif hasattr(module, "EXPERIMENT"):  # the others look at the machine, and keep no results
+            parts.append(table_page(module.EXPERIMENT, found))
     target = HERE.parent / "RESULTS.md" if results == RESULTS else results / "RESULTS.md"
     write_bytes(target, ("\n\n".join(parts) + "\n").encode())
 
