@@ -2,7 +2,8 @@
 
 The folder is `$XDG_CACHE_HOME/sparsify` or `~/.cache/sparsify`. What lies in it is executed, so it is used
 only if this user owns it and nobody else can write to it. A file begins with the digest of the rest:
-a damaged one is compiled anew. Whatever goes wrong here costs time, never a result.
+a damaged one is compiled anew, and the oldest go where there are many. Whatever goes wrong here costs time,
+never a result.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 _DIGEST = 32  # bytes
+_MOST = 64  # files: some targets of some releases
 
 
 def folder() -> Path | None:
@@ -63,7 +65,15 @@ def keep(key: str, content: bytes) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             Path(name).replace(place / key)
+            _drop_oldest(place)
         except OSError:
             Path(name).unlink(missing_ok=True)
     except OSError:
         return
+
+
+def _drop_oldest(place: Path) -> None:
+    """Remove what was kept longest ago where there is too much. Who reads it at the moment is not disturbed."""
+    kept = sorted(place.iterdir(), key=lambda path: path.lstat().st_mtime)
+    for path in kept[:-_MOST]:
+        path.unlink(missing_ok=True)

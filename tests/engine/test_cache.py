@@ -1,5 +1,7 @@
 """The code cache refuses what is damaged or not its owner's, and never breaks a run."""
 
+import os
+
 import pytest
 
 from sparsify.engine import cache
@@ -41,6 +43,15 @@ def test_folder_that_others_can_write_to(home):
     home.chmod(0o700)
     (home / "a").chmod(0o666)
     assert cache.fetch("a") is None
+
+
+def test_the_oldest_go_where_there_are_too_many(home, monkeypatch):
+    monkeypatch.setattr(cache, "_MOST", 3)
+    for number in range(5):
+        cache.keep(str(number), b"code")
+        os.utime(home / str(number), (number, number))
+    assert sorted(path.name for path in home.iterdir()) == ["2", "3", "4"]
+    assert cache.fetch("4") == b"code"
 
 
 def test_link_in_place_of_the_folder(home, tmp_path):
