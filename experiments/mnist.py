@@ -1,4 +1,4 @@
-"""LeNet-300-100 on MNIST: every method at 98 % and 95 %, and RigL from a bad ticket."""
+"""LeNet-300-100 on MNIST: every method at 98 % and 95 %, and RigL from a bad solution."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ EXPERIMENT = Experiment(
     name="mnist",
     title="MNIST, LeNet-300-100",
     text="""\
-Claim: at equal cost RigL beats static, SNIP and SET, and it does so from any masks, also from those with which static
-training ended badly (*from static's masks*: the masks of the static run of the same seed, new weights).""",
+Claim: at equal cost RigL beats static, SNIP and SET, and it does so from anywhere, also from where static training
+ended badly (*from static's solution*: weights and masks of the static run of the same seed, trained again).""",
     recipe="lenet-300-100-mnist",
     rows={
         "dense": ["topology.method=dense"],
@@ -24,7 +24,7 @@ training ended badly (*from static's masks*: the masks of the static run of the 
         "DSR": ["topology.method=dsr"],
         "SNFS": ["topology.method=snfs"],
         "RigL": ["topology.method=rigl"],
-        "RigL from static's masks": ["topology.method=rigl", "topology.masks_from={runs}/static/{seed}"],
+        "RigL from static's solution": ["topology.method=rigl", "training.start_from={runs}/static/{seed}"],
         "SRigL": ["topology.method=srigl"],
         "N:M RigL": ["topology.method=nm_rigl"],
         "GraNet": ["topology.method=granet"],
@@ -44,7 +44,7 @@ def findings(found: Mapping[str, Any]) -> list[str]:
     """The claim's comparisons, seed by seed, where both sides were run."""
     lines = []
     for column in EXPERIMENT.columns:
-        for other in ("static", "SNIP", "SET", "RigL from static's masks"):
+        for other in ("static", "SNIP", "SET", "RigL from static's solution"):
             pair = [scores(EXPERIMENT, found, row, column) for row in ("RigL", other)]
             count = min(map(len, pair))
             if count < 2:

@@ -24,14 +24,14 @@ def call(script: str, folder: Path, *arguments: str) -> str:
 
 def test_a_table_fills_itself_and_goes_on(real_data, tmp_path):
     real_data("mnist")
-    cells = ["--columns", "98 % in 10 epochs", "--rows", "static,RigL,RigL from static's masks"]
+    cells = ["--columns", "98 % in 10 epochs", "--rows", "static,RigL,RigL from static's solution"]
     first = call("mnist", tmp_path, *cells, *TINY, "--seeds", "0")
     assert first.count("seed 0") == 3
     second = call("mnist", tmp_path, *cells, *TINY, "--seeds", "0,1")
     assert "seed 0" not in second and second.count("seed 1") == 3
     found = json.loads((tmp_path / "results" / "mnist.json").read_text())["98 % in 10 epochs"]
     assert {row: sorted(seeds) for row, seeds in found.items()} == {
-        "static": ["0", "1"], "RigL": ["0", "1"], "RigL from static's masks": ["0", "1"],
+        "static": ["0", "1"], "RigL": ["0", "1"], "RigL from static's solution": ["0", "1"],
     }  # fmt: skip
     accuracies = [100 * found["RigL"][seed]["test_accuracy"] for seed in "01"]
     page = (tmp_path / "results" / "RESULTS.md").read_text()
