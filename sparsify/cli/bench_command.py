@@ -63,4 +63,4 @@ def bench(
     if json:
         print_json(dataclasses.asdict(report))
     else:
-        Console(highlight=False).print(benching.bench_table(report))
+        Console(highlight=False).print(benching.bench_table(report, layers))

@@ -20,14 +20,15 @@ SLOWEST = 10  # layers that are shown of each runtime
 STYLES = {1: "green", -1: "red", 0: "", None: "dim"}
 
 
-def bench_table(report: Report) -> RenderableType:
-    """A table for each model, what follows from it in words, and what was left out."""
+def bench_table(report: Report, layers: bool = False) -> RenderableType:
+    """A table for each model, what follows from it in words, and what was left out. layers: with the slowest of them."""
     parts: list[RenderableType] = [Text(_machine(report))]
     for source, rows in by_source(report.rows).items():
         parts.append(_times(source, rows))
         if len(cases(rows)) == 1 and rows[0].sparse is not None:
             parts.append(_costs(rows))
-        parts += [_layers(row) for row in rows if row.sparse is not None and row.sparse.layers]
+        if layers:
+            parts += [_layers(row) for row in rows if row.sparse is not None and row.sparse.layers]
     return Group(*parts, Text("\n".join(notes(report))))
 
 

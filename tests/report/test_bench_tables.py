@@ -30,11 +30,12 @@ def report(finished_run, tmp_path_factory):
 
 
 def test_the_table_says_what_was_found(report):
-    text = shown(bench_table(report))
+    text = shown(bench_table(report, layers=True))
     row = report.rows[0]
     said = " ".join(text.split())
     assert row.verdict.split(" (")[0] in said
     assert f"onnxruntime sparse is {row.against_best.median:.2f}x as fast as onnxruntime dense" in said
+    assert "the slowest of" not in shown(bench_table(report))
     assert "peak memory" in text and "the slowest of" in said and "FusedGemm" in text
     assert "onnxruntime" in text and "dense twin" in text and "…" not in text
 
