@@ -21,7 +21,7 @@ STYLES = {1: "green", -1: "red", 0: "", None: "dim"}
 
 
 def bench_table(report: Report, layers: bool = False) -> RenderableType:
-    """A table for each model, what follows from it in words, and what was left out. layers: with the slowest of them."""
+    """A table for each model, what follows in words, and what was left out. layers: with the slowest of them."""
     parts: list[RenderableType] = [Text(_machine(report))]
     for source, rows in by_source(report.rows).items():
         parts.append(_times(source, rows))
