@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparsify.errors import FormatError
+
 # Gates in torch's order and in that of the ONNX operators.
 GATES = {"gru": ("reset", "update", "new"), "lstm": ("in", "forget", "cell", "out")}
 ONNX_GATES = {"gru": ("update", "reset", "new"), "lstm": ("in", "out", "forget", "cell")}
@@ -40,7 +42,15 @@ class Recurrent(nn.Module):
         return torch.lstm(x, (state, state), weights, True, 1, 0.0, self.training, False, True)[0]
 
     def _operator(self, x: Tensor) -> Tensor:
-        """The same as the ONNX operator itself: torch's translation of its kernels writes the sample's length down."""
+        """The same as the ONNX operator itself: torch's translation of its kernels writes the sample's length down.
+
+        Raises FormatError where torch cannot be told the operator.
+        """
+        if not hasattr(torch.onnx, "ops"):
+            raise FormatError(
+                f"ONNX files of recurrent networks need torch 2.8 or newer; this is {torch.__version__}. Export "
+                f"safetensors, or install a newer torch."
+            )
         weight, recurrence = (part[None] for part in self._joined(ONNX_GATES[self.kind], "weight"))
         bias = torch.cat(self._joined(ONNX_GATES[self.kind], "bias"))[None]
         count, steps, _ = x.shape

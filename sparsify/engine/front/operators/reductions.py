@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
+
 from sparsify.engine.front.builder import Builder
 from sparsify.engine.front.graph import Node
 from sparsify.engine.front.registry import importer
 from sparsify.engine.front.shapes import normal_axis
 from sparsify.engine.program import Reduce, Softmax
 
+TINY = float(np.finfo(np.float32).tiny)  # added to a norm it changes none but 0, so that 0 / 0 becomes 0
 SOFTMAX_OF_ONE_AXIS = 13  # the opset in which softmax stopped to flatten
 
 
@@ -69,7 +72,8 @@ def lp_normalization(b: Builder, node: Node) -> None:
     axis = normal_axis(node.get("axis", -1), len(b.shape(source)))
     before, _, after = REDUCTIONS["ReduceL1" if node.get("p", 2) == 1 else "ReduceL2"]
     total = b.emit(Reduce("sum", before(b, source), b.fresh("sum"), (axis,)))
-    b.elementwise("div", source, after(b, total), output=node.output(0))
+    norm = b.elementwise("add", after(b, total), np.array(TINY, np.float32))
+    b.elementwise("div", source, norm, output=node.output(0))
 
 
 @importer("ReduceLogSumExp")
