@@ -15,6 +15,18 @@ INTERRUPTED = 128 + signal.SIGINT
 
 def main() -> None:
     """Entry point of the command `sparsify`."""
+    try:
+        _run()
+    except SystemExit as end:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and isinstance(end.code, int | None):
+            # A rank is done here. Left to shut down, Python meets gloo's threads, and now and then that aborts it.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(end.code or 0)
+        raise
+
+
+def _run() -> None:
     from sparsify.cli import bench_command  # noqa: F401, it joins the others
     from sparsify.cli.commands import app
     from sparsify.errors import InterruptedTraining, SparsifyError
