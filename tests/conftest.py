@@ -7,6 +7,13 @@ import os
 # Small networks on two threads wait for each other; beside another busy process they wait for minutes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import torch
+
+# Without a GPU our Triton kernels run in its interpreter. Triton reads this once, at its first import, which is any
+# test's that imports transformers or lightning: so it is said here and not in tests/gpu.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 import subprocess
 import sys
 from collections.abc import Callable
