@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from sparsify.data import WHOLE, Data, DataInfo, Share, part, send, stream_rows
+from sparsify.data import Data, DataInfo, send
+from sparsify.data._numbered import NumberedData
 from sparsify.errors import DataError
 
 FORM = "a pair (train, test), each a pair of tensors (inputs [n, ...], labels [n]) or a torch Dataset of such samples"
 
 
 @dataclass(frozen=True, eq=False)
-class Samples:
-    """Samples by their number, wherever they are."""
+class OwnSamples:
+    """A training or a test set of the user's."""
 
     source: Any  # (inputs, labels) in memory, or anything with a length and items (input, label)
     device: torch.device | None = None  # of the batches; None leaves them where they are
@@ -36,29 +36,9 @@ class Samples:
         inputs = inputs if inputs.dtype == torch.int64 else inputs.float()
         return inputs.to(self.device), labels.long().to(self.device)
 
-    def to(self, device: torch.device) -> Samples:
+    def to(self, device: torch.device) -> OwnSamples:
         held = tuple(tensor.to(device) for tensor in self.source) if isinstance(self.source, tuple) else self.source
-        return Samples(held, device)
-
-
-@dataclass(frozen=True, eq=False)
-class OwnData:
-    """Training and test samples, with the interface of `Dataset`."""
-
-    info: DataInfo
-    train: Samples
-    test: Samples
-
-    def to(self, device: torch.device) -> OwnData:
-        return replace(self, train=self.train.to(device), test=self.test.to(device))
-
-    def train_batch(self, step: int, size: int, seed: int, share: Share = WHOLE) -> tuple[Tensor, Tensor]:
-        """Samples of a share of a training step's `size`; every epoch shows each sample once."""
-        return self.train.batch(part(stream_rows(step, size, seed, len(self.train)), share))
-
-    def test_batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The whole test set in order; the last batch may be smaller."""
-        yield from (self.test.batch(rows) for rows in torch.arange(len(self.test)).split(size))
+        return OwnSamples(held, device)
 
 
 def own_data(given: Any) -> Data:
@@ -69,22 +49,22 @@ def own_data(given: Any) -> Data:
     if not isinstance(given, (tuple, list)) or len(given) != 2:
         raise DataError(f"Data of your own has to be {FORM}; this is a {type(given).__name__}.")
     train, test = (_samples(each, name) for each, name in zip(given, ("training", "test"), strict=True))
-    return OwnData(_info(train), train, test)
+    return NumberedData(_info(train), train, test)
 
 
-def _samples(given: Any, name: str) -> Samples:
+def _samples(given: Any, name: str) -> OwnSamples:
     """A training or test set, checked."""
     tensors = isinstance(given, (tuple, list)) and bool(given) and all(isinstance(each, Tensor) for each in given)
     if tensors and (len(given) != 2 or len(given[0]) != len(given[1])):
         raise DataError(f"The {name} set is not a pair of equally many inputs and labels. Data has to be {FORM}.")
     found = tuple(given) if tensors else given
     numbered = hasattr(found, "__getitem__") and hasattr(found, "__len__") and not isinstance(found, Tensor)
-    if not numbered or not len(found) or not len(Samples(found)):
+    if not numbered or not len(found) or not len(OwnSamples(found)):
         raise DataError(f"The {name} set is empty, or gives no sample by its number. Data has to be {FORM}.")
-    return Samples(found)
+    return OwnSamples(found)
 
 
-def _info(train: Samples) -> DataInfo:
+def _info(train: OwnSamples) -> DataInfo:
     inputs, _ = train.batch(torch.arange(1))
     held = train.source if isinstance(train.source, tuple) else None
     classes = int(held[1].max()) + 1 if held else len(getattr(train.source, "classes", ()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsify.data import WHOLE, DataInfo, Share, part, send, stream_rows
+from sparsify.data import DataInfo, send
 from sparsify.errors import DataError
 
 VOCABULARY = 256
@@ -34,29 +33,8 @@ class Sequences:
         found = self.text[positions].long()
         return found[:, :-1], found[:, 1:]
 
-
-@dataclass(frozen=True, eq=False)
-class TextData:
-    """A text for training and one for testing, with the interface of `Dataset`."""
-
-    info: DataInfo
-    train: Sequences
-    test: Sequences
-
-    def to(self, device: torch.device) -> TextData:
-        train, test = (replace(part, text=part.text.to(device)) for part in (self.train, self.test))
-        return replace(self, train=train, test=test)
-
-    def train_batch(self, step: int, size: int, seed: int, share: Share = WHOLE) -> tuple[Tensor, Tensor]:
-        """Bytes [n, length] of a share of a training step's `size`, and the bytes that follow.
-
-        An epoch shows each stretch once.
-        """
-        return self.train.batch(part(stream_rows(step, size, seed, len(self.train)), share))
-
-    def test_batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The test text from start to end, but for bytes that fill no stretch; the last batch may be smaller."""
-        yield from (self.test.batch(rows) for rows in torch.arange(len(self.test)).split(size))
+    def to(self, device: torch.device) -> Sequences:
+        return replace(self, text=self.text.to(device))
 
 
 def count_sequences(size: int, length: int) -> int:

@@ -6,7 +6,8 @@ import pooch
 
 from sparsify.data import DataInfo
 from sparsify.data._download import fetch_archive
-from sparsify.data._text import Sequences, TextData, open_text, text_info
+from sparsify.data._numbered import NumberedData
+from sparsify.data._text import Sequences, open_text, text_info
 
 ADDRESS = "https://mattmahoney.net/dc/"
 ARCHIVE = "enwik8.zip"
@@ -22,7 +23,7 @@ def info(length: int = 512, test_bytes: int = TEST) -> DataInfo:
     return text_info(TRAIN, length)
 
 
-def load(folder: Path, length: int = 512, test_bytes: int = TEST) -> TextData:
+def load(folder: Path, length: int = 512, test_bytes: int = TEST) -> NumberedData:
     """The usual split of `enwik8/enwik8` in the data folder: 90 million bytes to train on, the last 5 to test on.
 
     test_bytes: how many of these are used.
@@ -34,4 +35,4 @@ def load(folder: Path, length: int = 512, test_bytes: int = TEST) -> TextData:
         fetch_archive(path.parent, ADDRESS, ARCHIVE, CHECKSUM, unpack)
     text = open_text(path, SIZE)
     test = text[SIZE - TEST : SIZE - TEST + test_bytes]
-    return TextData(known, Sequences(text[:TRAIN], length), Sequences(test, length))
+    return NumberedData(known, Sequences(text[:TRAIN], length), Sequences(test, length))

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from sparsify.data import DataInfo
-from sparsify.data._text import Sequences, TextData, open_text, text_info
+from sparsify.data._numbered import NumberedData
+from sparsify.data._text import Sequences, open_text, text_info
 
 
 def info(path: str, size: int, test_bytes: int, length: int = 512) -> DataInfo:
@@ -13,10 +14,10 @@ def info(path: str, size: int, test_bytes: int, length: int = 512) -> DataInfo:
     return text_info(size - test_bytes, length)
 
 
-def load(folder: Path, path: str, size: int, test_bytes: int, length: int = 512) -> TextData:
+def load(folder: Path, path: str, size: int, test_bytes: int, length: int = 512) -> NumberedData:
     """The file `path`, in the data folder if it is not absolute.
 
     size: its bytes, in the recipe so that a run's length is known without the file.
     """
     known, text = info(path, size, test_bytes, length), open_text(folder / path, size)
-    return TextData(known, Sequences(text[:-test_bytes], length), Sequences(text[-test_bytes:], length))
+    return NumberedData(known, Sequences(text[:-test_bytes], length), Sequences(text[-test_bytes:], length))

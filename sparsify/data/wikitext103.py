@@ -6,7 +6,8 @@ import pooch
 
 from sparsify.data import DataInfo
 from sparsify.data._download import fetch_archive
-from sparsify.data._text import Sequences, TextData, open_text, text_info
+from sparsify.data._numbered import NumberedData
+from sparsify.data._text import Sequences, open_text, text_info
 
 ADDRESS = "https://wikitext.smerity.com/"
 ARCHIVE = "wikitext-103-raw-v1.zip"
@@ -20,10 +21,10 @@ def info(length: int = 512) -> DataInfo:
     return text_info(SIZES[TRAIN], length)
 
 
-def load(folder: Path, length: int = 512) -> TextData:
+def load(folder: Path, length: int = 512) -> NumberedData:
     """`wikitext-103-raw/` in the data folder, as its archive unpacks: its texts for training and testing."""
     known, files = info(length), folder / FOLDER
     if not all((files / name).is_file() for name in SIZES):
         fetch_archive(files, ADDRESS, ARCHIVE, CHECKSUM, pooch.Unzip(extract_dir=str(folder.absolute())))
     train, test = (Sequences(open_text(files / name, SIZES[name]), length) for name in (TRAIN, TEST))
-    return TextData(known, train, test)
+    return NumberedData(known, train, test)

@@ -8,15 +8,16 @@ import pytest
 import torch
 
 from sparsify.data import data_info, load_data
-from sparsify.data._text import Sequences, TextData, open_text, text_info
+from sparsify.data._numbered import NumberedData
+from sparsify.data._text import Sequences, open_text, text_info
 from sparsify.data.wikitext103 import SIZES
 from sparsify.errors import DataError, RecipeError
 
 
-def opened(tmp_path, content: bytes, length: int) -> TextData:
+def opened(tmp_path, content: bytes, length: int) -> NumberedData:
     (tmp_path / "text").write_bytes(content)
     text = open_text(tmp_path / "text", len(content))
-    return TextData(text_info(len(content), length), Sequences(text, length), Sequences(text, length))
+    return NumberedData(text_info(len(content), length), Sequences(text, length), Sequences(text, length))
 
 
 def test_every_byte_is_followed_by_the_next(tmp_path):

@@ -27,7 +27,6 @@ from sparsify.engine.program import (
 )
 
 Values = Mapping[str, Value]
-DECLARED = ("reshape", "expand")  # rearrangements that read their shape from the output's Value
 
 
 def infer(operation: Operation, values: Values) -> list[Value]:

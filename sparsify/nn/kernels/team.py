@@ -6,11 +6,12 @@ from llvmlite import ir
 
 from sparsify.engine.ir import I64, POINTER, STAGE_TYPE, Body, Module
 
-TASK = 5  # int64: pieces taken, pieces, function, buffers, constants
-
 
 def emit(module: Module) -> None:
-    """void sparsify_share(task): the body of an OpenMP parallel region, run by all threads of a team at once."""
+    """void sparsify_share(task): the body of an OpenMP parallel region, run by all threads of a team at once.
+
+    task: int64 [5] of pieces taken, pieces, function, buffers, constants.
+    """
     body = Body(module, "sparsify_share", ir.FunctionType(ir.VoidType(), [POINTER]))
     b = body.builder
     (task,) = body.arguments
