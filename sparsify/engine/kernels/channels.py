@@ -22,8 +22,8 @@ from sparsify.engine.channel_tiles import STEPS, Tiles, cut, source
 from sparsify.engine.ir import F32, I32, I64, POINTER, Body, Module
 from sparsify.engine.layout import Planes
 from sparsify.engine.memory import LINE, copied
+from sparsify.engine.panels import groups_of, in_panels
 from sparsify.engine.program import Convolution, Linear, Operation
-from sparsify.engine.sliding import taps
 from sparsify.engine.stage import Context, Proposal, Stage
 from sparsify.engine.target import Level
 from sparsify.engine.transpose import square
@@ -62,13 +62,9 @@ def propose(operation: Operation, context: Context) -> Proposal | None:
     return Proposal(seconds, lambda: _stage(operation, context, input, output, tiles, seconds))
 
 
-def _groups(operation: Convolution | Linear) -> int:
-    return operation.groups if isinstance(operation, Convolution) else 1
-
-
 def _work(operation: Convolution | Linear, tiles: Tiles, width: int) -> float:
     """Vector multiplications, the transpositions counted as some."""
-    rows, columns, groups = len(operation.weight), operation.weight[0].size, _groups(operation)
+    rows, columns, groups = len(operation.weight), operation.weight[0].size, groups_of(operation)
     vectors = -(-(rows // groups) // width) * groups
     return vectors * (columns * tiles.positions + len(tiles.table) * _TILE_COST)
 
@@ -76,7 +72,8 @@ def _work(operation: Convolution | Linear, tiles: Tiles, width: int) -> float:
 def _stage(
     operation: Convolution | Linear, context: Context, input: Planes, output: Planes, tiles: Tiles, seconds: float
 ) -> Stage:
-    shifts, records, packed = _packed(operation, input, context.target.width)
+    width = context.target.width
+    shifts, records, panels = in_panels(operation, input, _ACROSS * width, width)
     count, epilogue = len(tiles.table), operation.epilogue
     wanted = -(-context.threads * context.tuning.tiles_per_thread // len(records))
     # Threads share positions rather than channels where their images are larger than the weights: what a thread
@@ -87,7 +84,7 @@ def _stage(
     length = -(-count // min(count, wanted))  # of the tiles that make a piece of work
     groups = -(-count // length)
     down = operation.stride[0] if isinstance(operation, Convolution) else 1
-    ahead = max(1, _ACROSS * context.target.width * 4 // count)
+    ahead = max(1, _ACROSS * width * 4 // count)
     residual = () if epilogue.residual is None else (epilogue.residual,)
     has = len(residual)
     parameters = [
@@ -95,7 +92,7 @@ def _stage(
         output.pitch * 4, 1 + has, has or 1, has, ahead, by_position,
     ]  # fmt: skip
     limits = np.array([epilogue.low, epilogue.high], np.float32)
-    constants = (np.array(parameters, np.int64), records, tiles.table, shifts, packed, limits)
+    constants = (np.array(parameters, np.int64), records, tiles.table, shifts, panels, limits)
     nonzeros = int(np.count_nonzero(operation.weight))
     density = nonzeros / operation.weight.size
     return Stage(
@@ -111,30 +108,6 @@ def _stage(
         seconds=seconds,
         why=f"density {density:.0%}, tiles of {tiles.rows} x {tiles.columns} positions",
     )
-
-
-def _packed(operation: Convolution | Linear, input: Planes, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Shift of each column in bytes, records of panels, and the panels' numbers.
-
-    A panel is its biases, then the weights of each column, filled up to whole vectors.
-    records: int64 [panels, 4] of where its numbers begin and its input begins (bytes), first channel, channels.
-    """
-    weight, groups = operation.weight, _groups(operation)
-    rows, inner = weight.shape[0] // groups, weight.shape[1]
-    offsets = taps(operation, weight.shape[2:], input).ravel() if isinstance(operation, Convolution) else np.zeros(1)
-    shifts = (np.arange(inner)[:, None] * input.channel + offsets[None, :]).ravel() * 4
-    flat = weight.reshape(len(weight), -1)
-    records, panels, length = [], [], 0
-    for group in range(groups):
-        for start in range(0, rows, _ACROSS * width):
-            first, count = group * rows + start, min(rows - start, _ACROSS * width)
-            panel = np.zeros((1 + flat.shape[1], -(-count // width) * width), np.float32)
-            panel[0, :count] = operation.bias[first : first + count]
-            panel[1:, :count] = flat[first : first + count].T
-            records.append((length * 4, group * inner * input.channel * 4, first, count))
-            panels.append(panel.ravel())
-            length += panel.size
-    return shifts.astype(np.int32), np.array(records, np.int64), np.concatenate(panels)
 
 
 def _name(rows: int, columns: int, step: int) -> str:

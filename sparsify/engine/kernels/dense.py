@@ -12,10 +12,10 @@ from operator import itemgetter
 import numpy as np
 
 from sparsify.engine.ir import F32, I32, I64, Body, Module
-from sparsify.engine.layout import Planes, up
+from sparsify.engine.layout import up
 from sparsify.engine.memory import LINE, copied
+from sparsify.engine.panels import groups_of, in_panels
 from sparsify.engine.program import Convolution, Linear, Operation
-from sparsify.engine.sliding import taps
 from sparsify.engine.stage import Context, Proposal, Stage
 from sparsify.engine.target import Level
 from sparsify.engine.tiles import Layer, panel_length, prepare
@@ -46,7 +46,7 @@ def _seconds(operation: Convolution | Linear, layer: Layer, shape: tuple[int, in
     """A column of a tile takes what its multiplications, its loads or, from beyond the second-level cache, its
     input takes, whichever is longest."""
     together, across = shape
-    groups = operation.groups if isinstance(operation, Convolution) else 1
+    groups = groups_of(operation)
     blocks = groups * -(-len(operation.weight) // groups // together)
     columns, vectors = operation.weight[0].size, len(layer.where.table)
     panel = panel_length(layer, context, blocks) * layer.input.channels
@@ -59,7 +59,7 @@ def _stage(
     operation: Convolution | Linear, context: Context, layer: Layer, shape: tuple[int, int], seconds: float
 ) -> Stage:
     together, across = shape
-    shifts, records, packed = _packed(operation, layer.input, together)
+    shifts, records, panels = in_panels(operation, layer.input, together, together)
     vectors = up(len(layer.where.table), across)
     length = up(panel_length(layer, context, len(records)), across)
     table = np.repeat(layer.where.table[-1:], vectors, axis=0)  # filled up with idle vectors
@@ -70,7 +70,7 @@ def _stage(
     has = len(residual)
     parameters = [len(records), length, vectors, len(shifts), layer.output.channel, 1 + has, has or 1, has]
     limits = np.array([epilogue.low, epilogue.high], np.float32)
-    constants = (np.array(parameters, np.int64), records, table, shifts, packed, limits)
+    constants = (np.array(parameters, np.int64), records, table, shifts, panels, limits)
     return Stage(
         kernel="dense",
         function=_name(shape),
@@ -84,30 +84,6 @@ def _stage(
         seconds=seconds,
         why=f"density {layer.density:.0%}, tiles of {together} channels x {across} vectors",
     )
-
-
-def _packed(operation: Convolution | Linear, input: Planes, together: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Shift of each column in bytes, records of row blocks, and the blocks' numbers.
-
-    A block is its biases, then the weights of each column, filled up to `together` rows.
-    records: int64 [blocks, 4] of where its numbers begin and its input begins (bytes), first row, rows.
-    """
-    weight, groups = operation.weight, operation.groups if isinstance(operation, Convolution) else 1
-    rows, inner = weight.shape[0] // groups, weight.shape[1]
-    offsets = taps(operation, weight.shape[2:], input).ravel() if isinstance(operation, Convolution) else np.zeros(1)
-    shifts = (np.arange(inner)[:, None] * input.channel + offsets[None, :]).ravel() * 4
-    flat = weight.reshape(len(weight), -1)
-    records, blocks, length = [], [], 0
-    for group in range(groups):
-        for start in range(0, rows, together):
-            first, count = group * rows + start, min(rows - start, together)
-            block = np.zeros((1 + flat.shape[1], together), np.float32)
-            block[0, :count] = operation.bias[first : first + count]
-            block[1:, :count] = flat[first : first + count].T
-            records.append((length * 4, group * inner * input.channel * 4, first, count))
-            blocks.append(block.ravel())
-            length += block.size
-    return shifts.astype(np.int32), np.array(records, np.int64), np.concatenate(blocks)
 
 
 def _name(shape: tuple[int, int]) -> str:
