@@ -81,7 +81,7 @@ def part_size(program: Program, lanes: int, most: int) -> int:
     anything but map each image to its own result, or if its weights, to be read again for each part, take
     more than `most` bytes themselves - unless it is dense, and computes far longer than it reads."""
     images = _images(program)
-    weights = sum(int(np.count_nonzero(getattr(op, "weight", 0))) for op in program.operations)
+    weights = sum(getattr(op, "nonzeros", 0) for op in program.operations)
     is_dense = images is not None and _is_dense(program, weights)
     if images is None or (weights * _BYTES > most and not is_dense):
         return program.inputs[0].shape[0] if program.inputs and program.inputs[0].shape else 1
@@ -101,11 +101,10 @@ def _is_dense(program: Program, weights: int) -> bool:
     work = dense = 0
     for op in program.operations:
         if isinstance(op, Convolution | Linear):
-            nonzeros = int(np.count_nonzero(op.weight))
             positions = int(np.prod(program.values[op.output].shape[2:])) if isinstance(op, Convolution) else 1
-            work += nonzeros * positions
-            if isinstance(op, Convolution) and op.weight.shape[1] > 1 and nonzeros >= _DENSE * op.weight.size:
-                dense += nonzeros * positions
+            work += op.nonzeros * positions
+            if isinstance(op, Convolution) and op.weight.shape[1] > 1 and op.nonzeros >= _DENSE * op.weight.size:
+                dense += op.nonzeros * positions
     return 2 * dense > work >= _USES * weights
 
 

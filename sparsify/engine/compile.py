@@ -115,7 +115,7 @@ def _compile(
         target,
         threads,
         tuning,
-        sum(int(np.count_nonzero(getattr(op, "weight", 0))) for op in operations),
+        sum(getattr(op, "nonzeros", 0) for op in operations),
         prefer,
     )
     lowering = _Lowering(program, context)

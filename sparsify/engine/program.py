@@ -16,9 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
+
+from sparsify.engine.nonzeros import count
 
 Shape = tuple[int, ...]
 
@@ -64,6 +67,11 @@ class Convolution:
     epilogue: Epilogue = field(default_factory=Epilogue)
     name: str = ""  # of the layer, as the model file calls it
 
+    @cached_property
+    def nonzeros(self) -> int:
+        """Of the weight."""
+        return count(self.weight)
+
 
 @dataclass(frozen=True, eq=False)
 class Linear:
@@ -75,6 +83,11 @@ class Linear:
     bias: np.ndarray  # [o] float32
     epilogue: Epilogue = field(default_factory=Epilogue)
     name: str = ""
+
+    @cached_property
+    def nonzeros(self) -> int:
+        """Of the weight."""
+        return count(self.weight)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from llvmlite import ir
 
-from sparsify.engine import sell
+from sparsify.engine import nonzeros, sell
 from sparsify.engine.ir import F32, I8, I32, I64, Body
 
 SEGMENT = 64  # columns that two permutations reach, each of two registers with 16 lanes
@@ -48,7 +48,8 @@ def in_segments(weights: np.ndarray, width: int) -> Segments:
     """The segments of `weights` [matrices, rows, columns]; rows are a multiple of `width`."""
     matrices, rows, columns = weights.shape
     slices, segments = rows // width, -(-columns // SEGMENT)
-    matrix, row, column = np.nonzero(weights)
+    every, column, found = nonzeros.find(weights.reshape(-1, columns))
+    matrix, row = np.divmod(every, rows)
     piece = row // width * segments + column // SEGMENT
     lane = (piece * matrices + matrix) * width + row % width
     order = np.argsort(lane, kind="stable")
@@ -60,11 +61,11 @@ def in_segments(weights: np.ndarray, width: int) -> Segments:
     steps = np.sort(counts.reshape(slices * segments, -1), axis=1)[:, -least]
     rest = weights.copy()
     kept = place < steps[piece]
-    matrix, row, column, piece, place = (array[kept] for array in (matrix, row, column, piece, place))
+    matrix, row, column, found, piece, place = (array[kept] for array in (matrix, row, column, found, piece, place))
     first = np.concatenate([[0], np.cumsum(steps)]).astype(np.int64)
     value = np.zeros((first[-1], matrices, width), np.float32)
     inside = np.zeros((first[-1], matrices, width), np.uint8)
-    value[first[piece] + place, matrix, row % width] = weights[matrix, row, column]
+    value[first[piece] + place, matrix, row % width] = found
     inside[first[piece] + place, matrix, row % width] = column % SEGMENT
     rest[matrix, row, column] = 0
     return Segments(first, value, inside, sell.in_slices(rest.reshape(-1, columns), width, sort=False))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from llvmlite import ir
 
+from sparsify.engine import nonzeros
 from sparsify.engine.ir import I16, I32, I64, Body
 
 COLUMNS = 1 << 16  # that an index of 16 bits reaches
@@ -30,17 +31,17 @@ class Slices:
 
 def in_slices(weight: np.ndarray, width: int, sort: bool = True) -> Slices:
     """The slices of `weight` [rows, columns], the longest rows first, which wastes least, if to `sort`."""
-    counts = np.count_nonzero(weight, axis=1)
+    counts = np.count_nonzero(weight != 0, axis=1)
     order = np.argsort(-counts, kind="stable") if sort else np.arange(len(weight))
     weight, counts = weight[order], counts[order]
-    row, column = np.nonzero(weight)
+    row, column, found = nonzeros.find(weight)
     start = np.concatenate([[0], np.cumsum(counts)])
     place = np.arange(len(row)) - start[row]  # of a non-zero within its row
     steps = np.maximum.reduceat(counts, np.arange(0, len(counts), width))
     first = np.concatenate([[0], np.cumsum(steps)]).astype(np.int64)
     step = first[row // width] + place
     value, columns = np.zeros((first[-1], width), np.float32), np.zeros((first[-1], width), np.uint16)
-    value[step, row % width] = weight[row, column]
+    value[step, row % width] = found
     columns[step, row % width] = column
     return Slices(order.astype(np.int32), first, value, columns)
 

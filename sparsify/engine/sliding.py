@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sparsify.engine import nonzeros
 from sparsify.engine.layout import LINE, Planes, up
 from sparsify.engine.program import Convolution, Linear, Operation, Pool, Shape, writes
 from sparsify.engine.stage import Context
@@ -178,7 +179,7 @@ def _table(columns: Sequence[np.ndarray]) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Entries:
-    """Non-zeros, row by row and in ascending shift: int64 row, int64 shift in floats, float32 value."""
+    """Non-zeros, row by row, by channel and tap: int64 row, int64 shift in floats, float32 value."""
 
     rows: int
     row: np.ndarray
@@ -188,12 +189,13 @@ class Entries:
 
 def entries(operation: Convolution | Linear, input: Planes) -> Entries:
     """The non-zeros of a layer's weight as shifts in the planes that it reads."""
-    weight = operation.weight
+    weight = operation.weight.reshape(len(operation.weight), -1)  # [o, columns]
+    row, column, value = nonzeros.find(weight)
     if isinstance(operation, Linear):
-        row, channel = np.nonzero(weight)
-        return Entries(len(weight), row, channel.astype(np.int64) * input.channel, weight[row, channel])
-    row, inner, down, right = np.nonzero(weight)
-    rows, per_group = weight.shape[:2]
-    channel = row // (rows // operation.groups) * per_group + inner
-    shift = channel * input.channel + taps(operation, weight.shape[2:], input)[down, right]
-    return Entries(rows, row, shift, weight[row, inner, down, right])
+        return Entries(len(weight), row, column * input.channel, value)
+    per_group = operation.weight.shape[1]
+    offsets = taps(operation, operation.weight.shape[2:], input).ravel()
+    shift = (np.arange(per_group)[:, None] * input.channel + offsets).ravel()[column]
+    if operation.groups > 1:
+        shift += row // (len(weight) // operation.groups) * per_group * input.channel
+    return Entries(len(weight), row, shift, value)

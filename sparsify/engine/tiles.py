@@ -50,9 +50,8 @@ def prepare(operation: Convolution | Linear, context: Context) -> Layer | None:
     if max(input.size, output.size) * 4 >= _FAR:
         return None
     stride = operation.stride if isinstance(operation, Convolution) else (1, 1)
-    nonzeros = int(np.count_nonzero(operation.weight))
     where = positions(input, output, stride, context.target.width)
-    return Layer(input, output, where, nonzeros, nonzeros / operation.weight.size)
+    return Layer(input, output, where, operation.nonzeros, operation.nonzeros / operation.weight.size)
 
 
 def cut_rows(rows: int, most: int, threads: int, vectors: int) -> np.ndarray:

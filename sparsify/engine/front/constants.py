@@ -40,10 +40,10 @@ class Constants(MutableMapping[str, Array]):
     def __setitem__(self, name: str, array: Array) -> None:
         self._entries[name] = array
         if array.dtype == np.float32 and LARGE <= array.size < 2**31:
-            count = np.count_nonzero(array)
-            if count <= DENSEST * array.size:
-                flat = array.reshape(-1)
-                places = np.flatnonzero(flat).astype(np.int32)
+            flat = array.reshape(-1)
+            is_there = flat != 0
+            if np.count_nonzero(is_there) <= DENSEST * array.size:
+                places = np.flatnonzero(is_there).astype(np.int32)
                 self._entries[name] = _Packed(array.shape, places, flat[places])
 
     def __delitem__(self, name: str) -> None:

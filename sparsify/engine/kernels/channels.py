@@ -93,8 +93,7 @@ def _stage(
     ]  # fmt: skip
     limits = np.array([epilogue.low, epilogue.high], np.float32)
     constants = (np.array(parameters, np.int64), records, tiles.table, shifts, panels, limits)
-    nonzeros = int(np.count_nonzero(operation.weight))
-    density = nonzeros / operation.weight.size
+    density = operation.nonzeros / operation.weight.size
     return Stage(
         kernel="channels",
         function=_name(tiles.rows, tiles.columns, tiles.step),
@@ -103,7 +102,7 @@ def _stage(
         tiles=len(records) * groups,
         constants=tuple(copied(np.ascontiguousarray(array)) for array in constants),
         layouts={operation.input: input, **dict.fromkeys((operation.output, *residual), output)},
-        flops=2.0 * nonzeros * output.images * output.height * output.width,
+        flops=2.0 * operation.nonzeros * output.images * output.height * output.width,
         density=density,
         seconds=seconds,
         why=f"density {density:.0%}, tiles of {tiles.rows} x {tiles.columns} positions",

@@ -99,13 +99,14 @@ def _pack(found: Entries, shape: _Shape) -> _Packed:
     ranked = np.take_along_axis(ranked, np.argsort(absent, axis=1, kind="stable"), axis=1)
     place_of = np.empty(whole, np.int64)
     place_of[(np.arange(tiles * blocks)[:, None] * shape.rows + ranked).ravel()] = np.arange(whole)
-    piece = place_of[piece]
-    order = np.lexsort((found.shift, piece))
-    counts = np.bincount(piece, minlength=whole)
-    padded = -(-counts // chain) * chain
+    padded = np.zeros(whole, np.int64)
+    padded[place_of] = -(-counts // chain) * chain
     first = np.concatenate([[0], np.cumsum(padded)]).astype(np.int64)
-    sorted_piece = piece[order]
-    place = first[sorted_piece] + np.arange(len(order)) - (np.cumsum(counts) - counts)[sorted_piece]
+    run = found.row * blocks + block
+    order = np.argsort(run, kind="stable")  # in one pass: they are in order but for taps at a block's edge
+    lengths = np.bincount(run, minlength=found.rows * blocks)
+    within = np.arange(len(run)) - (np.cumsum(lengths) - lengths).repeat(lengths)
+    place = first[place_of[piece[order]]] + within
     offset, value = np.zeros(first[-1], np.uint16), np.zeros(first[-1], np.float32)
     offset[place] = (found.shift - lowest - block * shape.span)[order]
     value[place] = found.value[order]

@@ -34,8 +34,7 @@ def propose(operation: Operation, context: Context) -> Stage | None:
     assert isinstance(operation, Linear | Convolution)
     images = int(np.prod(context.values[operation.input].shape)) // weight.shape[1]
     dense = weight.size * 4 * images / _DENSE_RATE / context.threads
-    nonzeros = int(np.count_nonzero(weight))
-    if weight.shape[1] <= sell.COLUMNS and nonzeros / context.target.width * _VECTOR["permuted"] < dense:
+    if weight.shape[1] <= sell.COLUMNS and operation.nonzeros / context.target.width * _VECTOR["permuted"] < dense:
         packed = _packed(weight, context.target)
         seconds = packed.seconds * images / context.threads
         if seconds < dense:
@@ -134,7 +133,6 @@ def _stage(
 ) -> Stage:  # fmt: skip
     epilogue: Epilogue = operation.epilogue
     residual = () if epilogue.residual is None else (epilogue.residual,)
-    nonzeros = int(np.count_nonzero(weight))
     return Stage(
         kernel="matvec",
         function=function,
@@ -142,8 +140,8 @@ def _stage(
         writes=(operation.output,),
         tiles=tiles,
         constants=tuple(copied(np.ascontiguousarray(array)) for array in constants),
-        flops=2.0 * nonzeros * images,
-        density=nonzeros / weight.size,
+        flops=2.0 * operation.nonzeros * images,
+        density=operation.nonzeros / weight.size,
         seconds=seconds,
         why=f"{images} vectors, {function.split('_')[-1]}",
     )
