@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsify.errors import SparsifyError
+from sparsify.errors import BenchError, SparsifyError
 from sparsify.runtimes import Run, load_runtime
 
 LEAST_CALLS = 3
@@ -41,6 +41,8 @@ def main(name: str, model: str, threads: str) -> None:
     start = time.perf_counter()
     try:
         runtime = load_runtime(name)
+        if reason := runtime.missing():  # in an environment of its own, where nobody has looked before
+            raise BenchError(f"{name} cannot run in {sys.executable}: {reason}.")
         run = runtime.load(Path(model), int(threads))
     except SparsifyError as error:
         print(json.dumps({"error": str(error)}), file=answers, flush=True)

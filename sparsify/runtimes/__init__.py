@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, final
 
 import numpy as np
 
@@ -42,6 +42,8 @@ class Runtime(ABC):
     package: ClassVar[str]  # the distribution that it comes in; its version is recorded
     tolerance: ClassVar[float] = 1e-3  # relative error of its outputs that is no error
     on_request: ClassVar[str | None] = None  # why it is timed only where it is named
+    on_cuda: ClassVar[bool] = False  # it needs a CUDA device
+    runs_module: ClassVar[bool] = False  # it runs the torch module that a file of ours names, not the file's graph
 
     def variable(self) -> str:
         """The environment variable that names an interpreter with another environment for this runtime."""
@@ -51,12 +53,17 @@ class Runtime(ABC):
         """The interpreter that it runs in: this one, or that of an environment of its own."""
         return os.environ.get(self.variable()) or sys.executable
 
+    @final
     def missing(self) -> str | None:
-        """Why it cannot run here, or None."""
+        """Why it cannot run here, or None. What another environment lacks shows when the runtime is started in it."""
         if self.python() != sys.executable:
             return (
                 None if Path(self.python()).is_file() else f"{self.variable()} names {self.python()}, which is no file"
             )
+        return self.lacks() or (no_device() if self.on_cuda else None)
+
+    def lacks(self) -> str | None:
+        """What this environment lacks for it besides a device, or None."""
         if importlib.util.find_spec(self.package.replace("-", "_")) is None:
             return (
                 f"the package {self.package} is not installed, and {self.variable()} names no interpreter that has it"
@@ -69,7 +76,11 @@ class Runtime(ABC):
 
     def refuses(self, path: Path) -> str | None:
         """Why it cannot run this file, or None."""
-        return None
+        if not self.runs_module:
+            return None
+        from sparsify.runtimes._torch import refuses_foreign
+
+        return refuses_foreign(path)
 
     def version(self) -> str:
         return f"{self.package} {metadata.version(self.package)}"
@@ -81,6 +92,15 @@ class Runtime(ABC):
     @abstractmethod
     def load(self, path: Path, threads: int) -> Run:
         """Prepare the model in the ONNX file `path` for `threads` CPU threads."""
+
+
+def no_device() -> str | None:
+    """Why there is no GPU to use, or None."""
+    if importlib.util.find_spec("torch") is None:
+        return "the package torch is not installed, which looks for CUDA devices"
+    import torch
+
+    return None if torch.cuda.is_available() else "there is no CUDA device"
 
 
 def load_runtime(name: str) -> Runtime:

@@ -16,11 +16,6 @@ from sparsify.references import is_reference
 from sparsify.runtimes import Run
 
 
-def no_device() -> str | None:
-    """Why there is no GPU to use, or None."""
-    return None if torch.cuda.is_available() else "there is no CUDA device"
-
-
 def refuses_foreign(path: Path) -> str | None:
     """Why no torch module can be built from the file, or None."""
     record = onnx.read(path).metadata
@@ -36,6 +31,12 @@ def refuses_foreign(path: Path) -> str | None:
 def module_on(path: Path, device: str = "cuda", dtype: torch.dtype = torch.float32) -> nn.Module:
     """The file's network on the device, its weights as `dtype`."""
     return build_module(onnx.read(path)).to(device, dtype)
+
+
+def module_on_cpu(path: Path, threads: int) -> nn.Module:
+    """The file's network on the CPU; torch uses that many threads from here on."""
+    torch.set_num_threads(threads)
+    return module_on(path, "cpu")
 
 
 def runner(forward: Callable[[Tensor], Tensor], device: str = "cuda", dtype: torch.dtype = torch.float32) -> Run:

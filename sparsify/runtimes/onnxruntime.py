@@ -9,6 +9,9 @@ from typing import final
 import numpy as np
 
 from sparsify.runtimes import PROFILED_RUNS, LayerTime, Run, Runtime
+from sparsify.runtimes._providers import session_on, session_run
+
+PROVIDER = "CPUExecutionProvider"
 
 
 @final
@@ -18,31 +21,15 @@ class OnnxRuntime(Runtime):
     package = "onnxruntime"
 
     def load(self, path: Path, threads: int) -> Run:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        name = session.get_inputs()[0].name
-
-        def run(inputs: np.ndarray) -> np.ndarray:
-            output: np.ndarray = session.run(None, {name: inputs})[0]
-            return output
-
-        return run
+        return session_run(session_on(path, PROVIDER, threads))
 
     def layers(self, path: Path, threads: int, inputs: np.ndarray) -> list[LayerTime]:
         """The kernels' times of onnxruntime's own profiler, after its fusions."""
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.enable_profiling = True
         with tempfile.TemporaryDirectory(prefix="sparsify-profile-") as folder:
-            options.profile_file_prefix = str(Path(folder) / "profile")
-            session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            session = session_on(path, PROVIDER, threads, profile=Path(folder) / "profile")
+            run = session_run(session)
             for _ in range(PROFILED_RUNS):
-                session.run(None, {session.get_inputs()[0].name: inputs})
+                run(inputs)
             events = json.loads(Path(session.end_profiling()).read_text())
         times: dict[str, list[float]] = {}
         operations = {}

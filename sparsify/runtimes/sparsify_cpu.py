@@ -6,6 +6,7 @@ from typing import final
 
 import numpy as np
 
+from sparsify import __version__
 from sparsify.engine import InferenceSession
 from sparsify.runtimes import PROFILED_RUNS, LayerTime, Run, Runtime
 
@@ -16,8 +17,11 @@ class SparsifyCpu(Runtime):
 
     package = "sparsify-rigl"
 
-    def missing(self) -> str | None:
+    def lacks(self) -> str | None:
         return None
+
+    def version(self) -> str:
+        return f"{self.package} {__version__}"
 
     def load(self, path: Path, threads: int) -> Run:
         session = InferenceSession(path, threads=threads)

@@ -4,9 +4,8 @@ import importlib.util
 from pathlib import Path
 from typing import final
 
+from sparsify import __version__
 from sparsify.runtimes import Run, Runtime
-from sparsify.runtimes._layers import replace_layers
-from sparsify.runtimes._torch import exact_products, module_on, no_device, refuses_foreign, runner
 
 
 @final
@@ -14,17 +13,19 @@ class SparsifyCuda(Runtime):
     """Linear layers and 1x1 convolutions by their non-zeros, in Triton; other layers as in `torch_cuda`."""
 
     package = "sparsify-rigl"
+    on_cuda = True
+    runs_module = True
 
-    def missing(self) -> str | None:
-        if importlib.util.find_spec("triton") is None:
-            return "the package triton is not installed"
-        return no_device()
+    def lacks(self) -> str | None:
+        return None if importlib.util.find_spec("triton") else "the package triton is not installed"
 
-    def refuses(self, path: Path) -> str | None:
-        return refuses_foreign(path)
+    def version(self) -> str:
+        return f"{self.package} {__version__}"
 
     def load(self, path: Path, threads: int) -> Run:
         from sparsify.gpu.layers import sparse_layer
+        from sparsify.runtimes._layers import replace_layers
+        from sparsify.runtimes._torch import exact_products, module_on, runner
 
         exact_products()
         module = module_on(path)

@@ -12,22 +12,17 @@ class TorchCompile(Runtime):
     """Inductor's C++ code. It knows no sparsity: zeros are multiplied."""
 
     package = "torch"
+    runs_module = True
     on_request = "compiles for minutes"
 
-    def missing(self) -> str | None:
+    def lacks(self) -> str | None:
         if not any(map(shutil.which, ("c++", "g++", "clang++"))):
             return "no C++ compiler is installed, which torch.compile needs"
-        return super().missing()
-
-    def refuses(self, path: Path) -> str | None:
-        from sparsify.runtimes._torch import refuses_foreign
-
-        return refuses_foreign(path)
+        return super().lacks()
 
     def load(self, path: Path, threads: int) -> Run:
         import torch
 
-        from sparsify.runtimes._torch import module_on, runner
+        from sparsify.runtimes._torch import module_on_cpu, runner
 
-        torch.set_num_threads(threads)
-        return runner(torch.compile(module_on(path, "cpu")), "cpu")
+        return runner(torch.compile(module_on_cpu(path, threads)), "cpu")

@@ -11,20 +11,13 @@ class TorchCsr(Runtime):
     """CSR weights times dense activations, by MKL where torch has it; other layers as in `torch_eager`."""
 
     package = "torch"
-
-    def refuses(self, path: Path) -> str | None:
-        from sparsify.runtimes._torch import refuses_foreign
-
-        return refuses_foreign(path)
+    runs_module = True
 
     def load(self, path: Path, threads: int) -> Run:
-        import torch
-
         from sparsify.runtimes._csr import Csr
         from sparsify.runtimes._layers import replace_layers
-        from sparsify.runtimes._torch import module_on, runner
+        from sparsify.runtimes._torch import module_on_cpu, runner
 
-        torch.set_num_threads(threads)
-        module = module_on(path, "cpu")
+        module = module_on_cpu(path, threads)
         replace_layers(module, Csr)
         return runner(module, "cpu")

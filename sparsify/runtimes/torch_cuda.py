@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import final
 
 from sparsify.runtimes import Run, Runtime
-from sparsify.runtimes._torch import exact_products, module_on, no_device, refuses_foreign, runner
 
 
 @final
@@ -12,13 +11,11 @@ class TorchCuda(Runtime):
     """cuBLAS and cuDNN on dense weights, without TF32."""
 
     package = "torch"
-
-    def missing(self) -> str | None:
-        return no_device()
-
-    def refuses(self, path: Path) -> str | None:
-        return refuses_foreign(path)
+    on_cuda = True
+    runs_module = True
 
     def load(self, path: Path, threads: int) -> Run:
+        from sparsify.runtimes._torch import exact_products, module_on, runner
+
         exact_products()
         return runner(module_on(path))

@@ -3,13 +3,7 @@
 from pathlib import Path
 from typing import final
 
-import torch
-from torch import Tensor, nn
-
 from sparsify.runtimes import Run, Runtime
-from sparsify.runtimes._torch import exact_products, module_on, no_device, refuses_foreign, runner
-
-WARM_UP = 3  # runs before the recording, in which libraries choose their kernels
 
 
 @final
@@ -17,41 +11,12 @@ class TorchCudaGraph(Runtime):
     """What `torch_cuda` computes, launched at once: at batch 1 launches are most of the time."""
 
     package = "torch"
-
-    def missing(self) -> str | None:
-        return no_device()
-
-    def refuses(self, path: Path) -> str | None:
-        return refuses_foreign(path)
+    on_cuda = True
+    runs_module = True
 
     def load(self, path: Path, threads: int) -> Run:
+        from sparsify.runtimes._graph import Recorded
+        from sparsify.runtimes._torch import exact_products, module_on, runner
+
         exact_products()
-        return runner(_Recorded(module_on(path)))
-
-
-class _Recorded:
-    """A module's graph for each shape of input that it was called with."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
-        self._graphs: dict[torch.Size, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
-
-    def __call__(self, x: Tensor) -> Tensor:
-        if x.shape not in self._graphs:
-            self._graphs[x.shape] = self._record(x.clone())
-        graph, given, result = self._graphs[x.shape]
-        given.copy_(x)
-        graph.replay()
-        return result
-
-    def _record(self, given: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(WARM_UP):
-                self._module(given)
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            result = self._module(given)
-        return graph, given, result
+        return runner(Recorded(module_on(path)))

@@ -4,12 +4,8 @@ from pathlib import Path
 from typing import final
 
 import numpy as np
-import torch
-from torch import nn
 
-from sparsify.formats import onnx
 from sparsify.runtimes import REDUCED, Run, Runtime
-from sparsify.runtimes._torch import module_on, no_device, refuses_foreign, runner
 
 MULTIPLE = 64  # of rows and columns that the hardware's format takes in bfloat16
 
@@ -19,20 +15,25 @@ class TorchCudaSemiStructured(Runtime):
     """bfloat16; layers with at most 2 non-zeros in each 4 inputs, as `nm_rigl` with m = 4 trains them."""
 
     package = "torch"
+    on_cuda = True
+    runs_module = True
     tolerance = REDUCED
 
-    def missing(self) -> str | None:
-        return no_device()
-
     def refuses(self, path: Path) -> str | None:
-        if reason := refuses_foreign(path):
+        from sparsify.formats import onnx
+
+        if reason := super().refuses(path):
             return reason
         if not any(is_two_of_four(weight) for weight in onnx.read(path).tensors.values()):
             return "no linear layer has 2:4 sparsity with rows and columns in multiples of 64"
         return None
 
     def load(self, path: Path, threads: int) -> Run:
+        import torch
+        from torch import nn
         from torch.sparse import to_sparse_semi_structured
+
+        from sparsify.runtimes._torch import module_on, runner
 
         module = module_on(path, dtype=torch.bfloat16)
         for layer in module.modules():

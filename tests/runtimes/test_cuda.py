@@ -12,13 +12,13 @@ from torch import nn
 
 from sparsify.registry import names
 from sparsify.runtimes import load_runtime
+from sparsify.runtimes._csr import Csr
 from sparsify.runtimes._layers import replace_layers
 from sparsify.runtimes._torch import runner
-from sparsify.runtimes.torch_cuda_csr import Csr
 from sparsify.runtimes.torch_cuda_semi_structured import is_two_of_four
 from sparsify.sources import export
 
-ON_GPU = [name for name in names("runtimes") if "cuda" in name or "tensorrt" in name]
+ON_GPU = [name for name in names("runtimes") if load_runtime(name).on_cuda]
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import pytest
 
 from sparsify.bench.benchmark import benchmark
 from sparsify.formats._onnx_older import write_older
+from sparsify.registry import names
 from sparsify.runtimes import load_runtime
 from sparsify.sources import export
 
@@ -27,11 +28,14 @@ def test_a_runtime_runs_in_the_environment_that_is_named(finished_run, tmp_path,
     assert (tmp_path / "mark").read_text() == "run\n" * 2
 
 
-def test_an_environment_that_is_not_there(monkeypatch):
-    monkeypatch.setenv("SPARSIFY_DEEPSPARSE_PYTHON", "/nowhere/bin/python")
-    assert (
-        load_runtime("deepsparse").missing() == "SPARSIFY_DEEPSPARSE_PYTHON names /nowhere/bin/python, which is no file"
-    )
+@pytest.mark.parametrize("name", names("runtimes"))
+def test_an_environment_that_is_not_there(name, monkeypatch):
+    """Every runtime can have one, those of CUDA too."""
+    variable = f"SPARSIFY_{name.upper()}_PYTHON"
+    monkeypatch.setenv(variable, "/nowhere/bin/python")
+    assert load_runtime(name).missing() == f"{variable} names /nowhere/bin/python, which is no file"
+    monkeypatch.setenv(variable, __file__)  # a file, whatever it may be: what it lacks shows when it is started
+    assert load_runtime(name).missing() is None
 
 
 def test_what_takes_minutes_is_timed_only_where_it_is_named(finished_run, tmp_path):
