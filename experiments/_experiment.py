@@ -10,12 +10,14 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import sparsify
+from sparsify.data import data_info
 from sparsify.files import write_bytes, write_json
 from sparsify.training import run_folder
 from sparsify.training.metrics import read_metrics
@@ -38,6 +40,7 @@ class Experiment:
     metric: str = "test_accuracy"  # a key of the metrics' last line
     scale: float = 100.0  # factor on it for the table
     unit: str = "test accuracy, %"
+    more_is_better: bool = True
     paper: Mapping[tuple[str, str], float] = field(default_factory=dict)  # (row, column) -> the paper's figure
     paper_source: str = ""
     findings: Callable[[Mapping[str, Any]], list[str]] | None = None  # sentences computed from the results
@@ -77,19 +80,29 @@ def _train_cell(experiment: Experiment, row: str, column: str, seed: int, given:
     if str(seed) in results.get(column, {}).get(row, {}):
         return
     folder = given.runs / experiment.name
-    changes = [*experiment.columns[column], *experiment.rows[row], *given.set, f"training.seed={seed}"]
-    filled = [change.format(runs=folder / _slug(column), seed=f"seed{seed}") for change in changes]
     place = folder / _slug(column) / _slug(row) / f"seed{seed}"
-    recipe = sparsify.load_recipe(experiment.recipe, filled)
+    recipe = _recipe(experiment, row, column, [*given.set, f"training.seed={seed}"], folder / _slug(column), seed)
     print(f"{experiment.name}: {row}, {column}, seed {seed}", flush=True)
+    began, whole = time.process_time(), not run_folder.is_run(place)
     if not (place / run_folder.MODEL).is_file():
-        sparsify.train(recipe, place, data=given.data, resume=run_folder.is_run(place))
+        sparsify.train(recipe, place, data=given.data, resume=not whole)
     line = read_metrics(place)[-1]
-    kept = ("test_loss", "test_accuracy", "sparsity", "step", "training_flops", "loss", experiment.metric)
+    if whole:  # what other programs take of the machine does not count
+        line["cpu_seconds"] = round(time.process_time() - began, 1)
+    kept = ("test_loss", "test_accuracy", "sparsity", "step", "training_flops", "loss", "itop_rate", "cpu_seconds")
     results = json.loads(path.read_text()) if path.is_file() else {}  # another process may have written meanwhile
-    results.setdefault(column, {}).setdefault(row, {})[str(seed)] = {k: line[k] for k in kept if k in line}
+    results.setdefault(column, {}).setdefault(row, {})[str(seed)] = {
+        key: line[key] for key in (*kept, experiment.metric) if key in line
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, results)
+
+
+def _recipe(
+    experiment: Experiment, row: str, column: str, further: Sequence[str] = (), runs: Path = HERE, seed: int = 0
+) -> sparsify.Recipe:
+    changes = [*experiment.columns[column], *experiment.rows[row], *further]
+    return sparsify.load_recipe(experiment.recipe, [each.format(runs=runs, seed=f"seed{seed}") for each in changes])
 
 
 def _slug(label: str) -> str:
@@ -119,8 +132,9 @@ HEADER = """# Results
 
 Written by the scripts in [experiments/](experiments) from `experiments/results/`; nothing here is typed by hand. Cells
 are mean ± sample standard deviation over seeds, with their number where it is not the whole set. *not run* is a
-cell that no machine has had the time for yet; the command under the table runs it. Where the paper gives a figure it
-stands behind a slash."""
+cell that no machine has had the time for yet: what it would take, from the processor time of the cells that were run,
+and the command that runs it, stand under the table. Where the paper gives a figure it stands behind a slash. *Ahead*
+and *behind* are differences of more than two standard errors, paired by seed."""
 
 
 def table_page(experiment: Experiment, found: Mapping[str, Any]) -> str:
@@ -135,9 +149,60 @@ def table_page(experiment: Experiment, found: Mapping[str, Any]) -> str:
               f"`python experiments/{experiment.name}.py`"]  # fmt: skip
     if experiment.paper_source:
         lines.append(f"The paper's figures: {experiment.paper_source}.")
-    if experiment.findings is not None and found:
-        lines += ["", *(f"- {finding}" for finding in experiment.findings(found))]
+    findings = experiment.findings(found) if experiment.findings is not None and found else []
+    if points := [*findings, *not_run(experiment, found)]:
+        lines += ["", *(f"- {point}" for point in points)]
     return "\n".join(lines)
+
+
+def not_run(experiment: Experiment, found: Mapping[str, Any]) -> list[str]:
+    """For each column with cells that were not run, a sentence that names them and says what they would cost."""
+    rates = [
+        seed["cpu_seconds"] / _samples(experiment, row, column)
+        for column, rows in found.items()
+        for row, seeds in rows.items()
+        for seed in seeds.values()
+        if "cpu_seconds" in seed
+    ]
+    points = []
+    for column in experiment.columns:
+        missing = [row for row in experiment.rows if not found.get(column, {}).get(row)]
+        if not missing:
+            continue
+        cost = "nothing was run that their cost could be told from"
+        if rates:
+            hours = [statistics.median(rates) * _samples(experiment, row, column) / 3600 for row in missing]
+            total = sum(hours) * len(experiment.seeds)
+            cost = f"about {max(hours):.2g} hours of one core a run, {total:.2g} for all seeds"
+        who = "all" if len(missing) == len(experiment.rows) else ", ".join(missing)
+        points.append(f"*Not run*, {column} ({who}): {cost}.")
+    return points
+
+
+def _samples(experiment: Experiment, row: str, column: str) -> int:
+    """Training samples that a cell's run goes through."""
+    recipe = _recipe(experiment, row, column)
+    steps = recipe.steps(data_info(recipe.data.name, recipe.data.options).train_samples)
+    return steps * recipe.training.batch_size
+
+
+def compare(
+    experiment: Experiment, found: Mapping[str, Any], column: str, row: str, other: str, elsewhere: str | None = None
+) -> list[str]:
+    """One sentence: whether a row is ahead of another one, seed by seed; none below two seeds of both.
+
+    elsewhere: the column of the other one, where it is not the same.
+    """
+    ours, theirs = found.get(column, {}).get(row, {}), found.get(elsewhere or column, {}).get(other, {})
+    seeds = sorted(ours.keys() & theirs.keys())
+    if len(seeds) < 2:
+        return []
+    gaps = [experiment.scale * (ours[seed][experiment.metric] - theirs[seed][experiment.metric]) for seed in seeds]
+    mean, error = statistics.fmean(gaps), statistics.stdev(gaps) / len(gaps) ** 0.5
+    better = mean if experiment.more_is_better else -mean
+    word = "ahead of" if better > 2 * error else "behind" if better < -2 * error else "level with"
+    place = f" in the column {elsewhere}" if elsewhere else ""
+    return [f"{column}: {row} is {word} {other}{place} by {mean:+.2f} ± {error:.2f} ({len(seeds)} seeds)."]
 
 
 def _cell(experiment: Experiment, found: Mapping[str, Any], row: str, column: str) -> str:
