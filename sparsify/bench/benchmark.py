@@ -165,7 +165,8 @@ def _time(
 
 
 def _reasons(case: _Case, failed: Sequence[Contender]) -> dict[str, str]:
-    return {f"{contender.runtime} on {case.name}": contender.failure or "" for contender in failed}
+    """Why they failed; where the dense twin did as well, why the model itself did."""
+    return {f"{contender.runtime} on {case.name}": contender.failure or "" for contender in reversed(failed)}
 
 
 def _failed(pair: Pair) -> bool:
