@@ -3,4 +3,5 @@
 from sparsify.nn.convert import sparse_layers as sparse_layers
 from sparsify.nn.convert import to_dense as to_dense
 from sparsify.nn.convert import to_sparse as to_sparse
+from sparsify.nn.layer import SparseLayer as SparseLayer
 from sparsify.nn.linear import SparseLinear as SparseLinear

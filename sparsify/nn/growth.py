@@ -5,14 +5,14 @@ What is chosen is what `topology.select.drop_and_grow` chooses from dense tensor
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from sparsify.nn.linear import SparseLinear
-from sparsify.nn.pattern import Pattern, build_pattern
+from sparsify.nn.layer import AnyPattern, SparseLayer
 from sparsify.topology.connections import Connections
 from sparsify.topology.positions import Positions
 from sparsify.topology.select import largest, widen
@@ -26,7 +26,7 @@ class Rewiring:
     """From the connections of a layer to its next ones."""
 
     positions: Positions
-    pattern: Pattern
+    pattern: AnyPattern
     source: Tensor  # int64 [nnz], in the new pattern's order: where the connection's value stands now, -1 if nowhere
 
     @property
@@ -40,14 +40,12 @@ class Rewiring:
         tensor.copy_(tensor[here.clamp(min=0)].masked_fill_(here < 0, 0))
 
 
-def exchange(
-    layer: SparseLinear, count: int, drop_score: Score, grow_score: Score, random: torch.Generator
-) -> Rewiring:
+def exchange(layer: SparseLayer, count: int, drop_score: Score, grow_score: Score, random: torch.Generator) -> Rewiring:
     """Drop the `count` connections of smallest drop score; grow as many where the grow score is largest.
 
     Scores see each connection by itself: what they get is the values as a list [nnz], and the dense gradient as
-    blocks of output rows [rows, in], in ascending order. The gradient is that of the layer's tape; without a tape the
-    scores get none. The layer stays as it is.
+    blocks of output rows [rows, entries of a row], in ascending order. The gradient is that of the layer's tape;
+    without a tape the scores get none. The layer stays as it is.
     """
     flat, order = layer.positions().sort()
     with torch.no_grad():
@@ -59,29 +57,20 @@ def exchange(
     return _rewiring(layer, flat, order, torch.cat([kept, grown]).sort().values)
 
 
-def _scores(layer: SparseLinear, kept: Tensor, score: Score, random: torch.Generator) -> Iterator[tuple[int, Tensor]]:
+def _scores(layer: SparseLayer, kept: Tensor, score: Score, random: torch.Generator) -> Iterator[tuple[int, Tensor]]:
     """The grow scores, -inf where a connection was kept: flat index of a block's first, and the block as a list."""
-    height, width = layer.pattern.shape
+    height, *rest = layer.pattern.shape
+    width = math.prod(rest)
     rows = max(1, BLOCK // max(1, width))
     absent, nothing = torch.zeros(()).bool(), torch.zeros(())
     for start in range(0, height, rows):
         stop = min(height, start + rows)
         shape = (stop - start, width)
-        gradient = dense_gradient(layer, start, stop) if layer.tape else None
+        gradient = layer.dense_gradient(start, stop) if layer.tape else None
         found = widen(score(Connections(absent.expand(shape), nothing.expand(shape), gradient, random))).flatten()
         first, last = torch.searchsorted(kept, torch.tensor([start * width, stop * width])).tolist()
         found[kept[first:last] - start * width] = -torch.inf
         yield start * width, found
-
-
-def dense_gradient(layer: SparseLinear, start: int, stop: int) -> Tensor:
-    """Rows start to stop of the gradient of W, [rows, in], from what the tape holds."""
-    assert layer.tape
-    (x, errors), *more = layer.tape
-    total = errors[start:stop] @ x.t()
-    for x, errors in more:
-        total.addmm_(errors[start:stop], x.t())
-    return total
 
 
 def _largest_of(blocks: Iterator[tuple[int, Tensor]], count: int) -> Tensor:
@@ -105,9 +94,9 @@ def _best(scores: Tensor, places: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return scores[best], places[best]
 
 
-def _rewiring(layer: SparseLinear, flat: Tensor, order: Tensor, chosen: Tensor) -> Rewiring:
+def _rewiring(layer: SparseLayer, flat: Tensor, order: Tensor, chosen: Tensor) -> Rewiring:
     """flat: positions now, ascending, and `order`, where their values stand; chosen: positions next, ascending."""
-    pattern, inner = build_pattern(chosen.numpy(), layer.pattern.shape)
+    pattern, inner = layer.arrange(chosen.numpy())
     wanted = chosen[torch.from_numpy(inner)]
     place = torch.searchsorted(flat, wanted).clamp(max=max(0, len(flat) - 1))
     there = flat[place] == wanted if len(flat) else torch.zeros(0, dtype=torch.bool)

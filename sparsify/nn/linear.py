@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from sparsify.errors import SparsityError
+from sparsify.nn.layer import SparseLayer, checked
 from sparsify.nn.pattern import Pattern, build_pattern
 from sparsify.nn.products import Products, lanes, plain, planes
 
 
-class SparseLinear(nn.Module):
+class SparseLinear(SparseLayer):
     """y = x W^T + b with W [out, in] zero except at `positions`; what `torch.nn.Linear` is for dense weights.
 
     `weight` is [nnz], in the order of `positions()`. On the CPU in float32 the products are native code, and
@@ -24,6 +24,9 @@ class SparseLinear(nn.Module):
     layers keeps that layout, and nothing is transposed on the way.
     """
 
+    densest = 0.4  # above it masked products took as long or less: 100 to 2048 neurons, batches of 16 to 128
+    pattern: Pattern
+
     def __init__(self, in_features: int, out_features: int, positions: Tensor | np.ndarray, bias: bool = True) -> None:
         """positions: flat indices of the non-zeros into W, int64 [nnz], ascending and each once.
 
@@ -31,42 +34,35 @@ class SparseLinear(nn.Module):
         """
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
-        self.pattern, _ = build_pattern(_checked(positions, in_features * out_features), (out_features, in_features))
+        self.pattern, _ = build_pattern(checked(positions, in_features * out_features), (out_features, in_features))
         self.weight = nn.Parameter(torch.empty(self.pattern.count))
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
         bound = 1 / math.sqrt(in_features) if in_features else 0.0
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -bound, bound)
-        self._products: Products | None = None
-        self.tape: list[tuple[Tensor, Tensor]] | None = None  # planes of x and dy of each backward, while recorded
+
+    @staticmethod
+    def can_stand_for(module: nn.Module) -> bool:
+        return type(module) is nn.Linear
 
     @classmethod
-    def from_dense(cls, linear: nn.Linear, mask: Tensor) -> SparseLinear:
-        """The layer that computes what `linear` does with its weight masked. mask: bool [out, in]."""
-        positions = mask.detach().cpu().flatten().nonzero().squeeze(1)
-        with torch.random.fork_rng():
-            layer = cls(linear.in_features, linear.out_features, positions, linear.bias is not None)
-        with torch.no_grad():
-            place = torch.from_numpy(layer.pattern.positions())
-            layer.weight.copy_(linear.weight.detach().cpu().flatten()[place])
-            if layer.bias is not None:
-                layer.bias.copy_(linear.bias)
-        return layer.to(linear.weight.device).train(linear.training)
+    def like(cls, module: nn.Module, positions: Tensor) -> Self:
+        assert isinstance(module, nn.Linear)
+        return cls(module.in_features, module.out_features, positions, module.bias is not None)
 
-    def positions(self) -> Tensor:
-        """Flat indices into W, int64 [nnz], in the order of `weight`."""
-        return torch.from_numpy(self.pattern.positions())
+    def hollow(self) -> nn.Module:
+        return nn.utils.skip_init(nn.Linear, self.in_features, self.out_features, bias=self.bias is not None)
 
-    def to_dense(self) -> Tensor:
-        """W [out, in], a new tensor of the dense weight's size."""
-        dense = self.weight.new_zeros(self.out_features * self.in_features)
-        dense[self.positions().to(self.weight.device)] = self.weight.detach()
-        return dense.view(self.out_features, self.in_features)
+    def arrange(self, positions: np.ndarray) -> tuple[Pattern, np.ndarray]:
+        return build_pattern(positions, self.pattern.shape)
 
-    def set_pattern(self, pattern: Pattern) -> None:
-        """Let the values stand at other positions, as many as before. What they are is the caller's affair."""
-        assert pattern.count == self.pattern.count and pattern.shape == self.pattern.shape
-        self.pattern, self._products = pattern, None
+    def dense_gradient(self, start: int, stop: int) -> Tensor:
+        assert self.tape
+        (x, errors), *more = self.tape
+        total = errors[start:stop] @ x.t()
+        for x, errors in more:
+            total.addmm_(errors[start:stop], x.t())
+        return total
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] to [..., out]."""
@@ -78,35 +74,6 @@ class SparseLinear(nn.Module):
         else:
             result = plain(flat, self.weight, self.bias, self.pattern)
         return result if x.ndim == 2 else result.reshape(*x.shape[:-1], self.out_features)
-
-    def extra_repr(self) -> str:
-        density = self.pattern.count / max(1, self.in_features * self.out_features)
-        return (
-            f"in_features={self.in_features}, out_features={self.out_features}, nonzeros={self.pattern.count}, "
-            f"density={density:.4f}, bias={self.bias is not None}"
-        )
-
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[f"{prefix}positions"] = self.positions()
-
-    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
-        """Values may come in any order, with their positions beside them."""
-        key = f"{prefix}positions"
-        if key in state and f"{prefix}weight" in state:
-            positions, order = state[key].sort()
-            if len(positions) == self.pattern.count:
-                pattern, inner = build_pattern(_checked(positions, math.prod(self.pattern.shape)), self.pattern.shape)
-                self.set_pattern(pattern)
-                weight = state[f"{prefix}weight"]
-                state = {**state, f"{prefix}weight": weight[order.to(weight.device)[torch.from_numpy(inner)]]}
-        super()._load_from_state_dict(state, prefix, *rest)
-        unexpected = rest[-2]
-        if key in unexpected:
-            unexpected.remove(key)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_products": None, "tape": None}  # addresses are of this process
 
 
 class _Product(torch.autograd.Function):
@@ -132,13 +99,3 @@ class _Product(torch.autograd.Function):
         dw, dx = ctx.products.backward(columns, errors, weight.contiguous(), ctx.where, wants_dx)
         db = errors.sum(1) if ctx.has_bias else None
         return dx[:, : ctx.where.batch].t() if wants_dx else None, dw, db, None, None
-
-
-def _checked(positions: Tensor | np.ndarray, size: int) -> np.ndarray:
-    array = np.ascontiguousarray(positions, np.int64)
-    if array.ndim != 1 or (len(array) and (array[0] < 0 or array[-1] >= size or (np.diff(array) <= 0).any())):
-        raise SparsityError(
-            f"The positions of a sparse layer must be flat indices from 0 to {size - 1}, ascending and each once. "
-            f"Sort them, and check that they count through the weight row by row."
-        )
-    return array

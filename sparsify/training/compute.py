@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from sparsify.errors import RecipeError
 from sparsify.methods import Method
 from sparsify.nn import sparse_layers, to_sparse
-from sparsify.nn.pattern import build_pattern
 from sparsify.recipe import Recipe
 from sparsify.topology.costs import Layer
 from sparsify.topology.masks import Masks
@@ -78,7 +77,7 @@ def fitted(
             flat = order = content["masks"][name].flatten().nonzero().squeeze(1)
         if len(flat) != layer.pattern.count:
             continue  # another recipe's: loading the model will say so
-        order = order[torch.from_numpy(build_pattern(flat.numpy(), layer.pattern.shape)[1])]
+        order = order[torch.from_numpy(layer.arrange(flat.numpy())[1])]
         full = saved[name].shape
         saved[key] = saved[key][order] if name in listed else order
         for holder, entry in [(saved, name), *_slots(content, indices.get(name))]:

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from sparsify.methods import Method
-from sparsify.nn import SparseLinear
+from sparsify.nn import SparseLayer
 from sparsify.nn.growth import Rewiring, exchange
 from sparsify.topology.connections import Moment, Network
 from sparsify.topology.costs import Layer
 from sparsify.training.slots import slots
 
-Sparse = Mapping[str, SparseLinear]  # by the weight's name
+Sparse = Mapping[str, SparseLayer]  # by the weight's name
 
 
 def update_in_order(

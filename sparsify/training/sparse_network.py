@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from sparsify.data import DataInfo
-from sparsify.nn import SparseLinear
-from sparsify.nn.convert import DENSEST, called_linears
+from sparsify.nn import SparseLayer
+from sparsify.nn.convert import called_layers, sparse_kind
 from sparsify.randomness import generator
 from sparsify.recipe import Recipe
 from sparsify.topology.costs import Layer
@@ -50,7 +50,11 @@ def _build(recipe: Recipe, info: DataInfo) -> tuple[nn.Module, list[Layer], Mask
         name = layer.name
         if not layer.sparse:
             continue
-        if isinstance(model.get_parameter(name), Later) and name in fitting and counts[name] <= DENSEST * layer.size:
+        if (
+            isinstance(model.get_parameter(name), Later)
+            and name in fitting
+            and counts[name] <= fitting[name].densest * layer.size
+        ):
             positions[name] = Positions(layer.shape, random_positions(layer.size, counts[name], random))
         else:
             drawn = {part: draw(layer.matrix_shape, counts[part], random) for part in layer.matrices}
@@ -68,22 +72,24 @@ def _build(recipe: Recipe, info: DataInfo) -> tuple[nn.Module, list[Layer], Mask
     return model, layers, masks
 
 
-def _fitting(recipe: Recipe, info: DataInfo) -> set[str]:
-    """Names of the weights of linear layers that the network calls as such, found without computing anything."""
+def _fitting(recipe: Recipe, info: DataInfo) -> dict[str, type[SparseLayer]]:
+    """What could be sparse of what the network calls as a layer, by the weight's name; found without computing."""
     with torch.device("meta"):
         model = build_model(recipe, info)
-        called = called_linears(model, info.zeros())
-    return {f"{name}.weight" for name, module in model.named_modules() if name and module in called}
+        called = called_layers(model, info.zeros())
+    kinds = {name: sparse_kind(module) for name, module in model.named_modules() if name and module in called}
+    return {f"{name}.weight": kind for name, kind in kinds.items() if kind}
 
 
 def _replace(model: nn.Module, name: str, held: Positions) -> None:
     path = name.removesuffix(".weight")
-    linear = model.get_submodule(path)
-    assert isinstance(linear, nn.Linear) and isinstance(linear.weight, Later)
+    dense = model.get_submodule(path)
+    kind = sparse_kind(dense)
+    assert kind is not None and isinstance(dense.weight, Later)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        layer = SparseLinear(linear.in_features, linear.out_features, held.flat, linear.bias is not None)
-        values = linear.weight.entries(held.flat)
+        layer = kind.like(dense, held.flat)
+        values = dense.weight.entries(held.flat)
         layer.weight.copy_(values[torch.searchsorted(held.flat, layer.positions())])
-    if linear.bias is not None:
-        layer.bias = linear.bias
-    model.set_submodule(path, layer.train(linear.training))
+    if layer.bias is not None:
+        layer.bias = dense.bias  # type: ignore[assignment]
+    model.set_submodule(path, layer.train(dense.training))
