@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +16,8 @@ from sparsify.bench.break_even import break_even
 from sparsify.bench.machine import describe_machine
 from sparsify.bench.noise import Observer
 from sparsify.bench.protocol import Contender, ask_layers, compare_outputs, running, take_turns
-from sparsify.bench.results import SHARES, Measures, Report, Row
-from sparsify.bench.statistics import Interval, interval, quantiles, speed_up, verdict
+from sparsify.bench.results import Report
+from sparsify.bench.rows import Pair, rows_of
 from sparsify.bench.subjects import Subject, prepare
 from sparsify.engine import InferenceSession
 from sparsify.engine.explain import Explanation
@@ -68,9 +69,11 @@ def benchmark(
     rounds: int = 9,
     launches: int = 3,
     seconds: float = 0.25,
+    minutes: float | None = None,
     layers: bool = False,
     changes: Sequence[str] = (),
     watch: Watch | None = None,
+    save: Callable[[Report], None] | None = None,
 ) -> Report:
     """Time models against their dense twins in every runtime, outputs compared first.
 
@@ -78,41 +81,22 @@ def benchmark(
     several; threads by default all cores. sparsities: of recipes, each freshly masked; by default the recipe's
     own. rounds: turns that each contender gets; below six nothing can be said with 95 % confidence. launches: over how
     many processes of its own, one after another, each contender's rounds are spread, because what a process gets by
-    chance, such as where its memory lies, stays with it. seconds: length of one turn. layers: ask runtimes for the
-    times of layers as well. watch: called after each turn. Raises BenchError where an output is wrong or a runtime
-    fails.
+    chance, such as where its memory lies, stays with it. seconds: length of one turn. minutes: after which no further
+    model, sparsity, batch or number of threads is begun. layers: ask runtimes for the times of layers as well. watch:
+    called after each turn. save: called with the report so far after each place of the grid.
+
+    A runtime that fails at one place has no row there, and the report says why; one whose output is wrong is in
+    `Report.wrong`. Raises BenchError where that leaves no row at all.
     """
     batches, counts = _listed(batch), _listed(threads or available_cores())
-    if min(*batches, *counts, rounds, launches) < 1 or not seconds > 0:
-        raise BenchError("Batch, threads, rounds and launches must be at least 1, and seconds more than 0.")
+    if min(*batches, *counts, rounds, launches) < 1 or not seconds > 0 or (minutes is not None and not minutes > 0):
+        raise BenchError("Batch, threads, rounds and launches must be at least 1, and seconds and minutes more than 0.")
     shares = [len(part) for part in np.array_split(range(rounds), min(launches, rounds))]
     settings = [[*changes, f"topology.sparsity={s}"] for s in sparsities] or [list(changes)]
+    begun = time.monotonic()
     machine = describe_machine(max(counts))
     usable, left_out = _usable(runtimes)
     observer = Observer(min(max(counts), available_cores()))
-    rows: list[Row] = []
-    largest_error, done = 0.0, 0
-    with tempfile.TemporaryDirectory(prefix="sparsify-bench-") as folder:
-        subjects = _subjects([str(source) for source in sources], settings, Path(folder), watch)
-        cases = [
-            _Case(s, b, t, _willing(usable, s, left_out)) for s, b, t in itertools.product(subjects, batches, counts)
-        ]
-        total = sum(2 * len(case.runtimes) * (rounds + len(shares)) for case in cases)
-        for case in cases:
-            contenders = _contenders(case)
-            for launch, share in enumerate(shares, 1):
-                with running(contenders):
-                    errors = compare_outputs(contenders, case.subject.sample(case.batch, 0))
-                    for contender in take_turns(contenders, share, seconds, observer):
-                        done += 1
-                        if watch is not None:
-                            watch(_turn(done, total, case, contender))
-                    # Once more and on another input: whoever answers from memory is found out.
-                    again = compare_outputs(contenders, case.subject.sample(case.batch, 1))
-                    if layers and launch == len(shares):
-                        ask_layers(contenders)
-                largest_error = max([largest_error, *errors.values(), *again.values()])
-            rows += _rows(case, contenders)
     protocol = {
         "batch": batches[0],
         "batches": batches,
@@ -123,7 +107,92 @@ def benchmark(
         "seconds": seconds,
         "reference": REFERENCE,
     }
-    return Report(rows, left_out, machine, largest_error, protocol, break_even(rows), observer.noise())
+    with tempfile.TemporaryDirectory(prefix="sparsify-bench-") as folder:
+        subjects = _subjects([str(source) for source in sources], settings, Path(folder), watch)
+        cases = [
+            _Case(s, b, t, _willing(usable, s, left_out)) for s, b, t in itertools.product(subjects, batches, counts)
+        ]
+        report = Report([], left_out, machine, 0.0, protocol)
+        progress = _Progress(cases, rounds + len(shares), watch)
+        for number, case in enumerate(cases):
+            if minutes is not None and time.monotonic() - begun > 60 * minutes:
+                break
+            pairs, error = _time(case, shares, seconds, layers, observer, progress)
+            rows = [*report.rows, *rows_of(case.subject, case.batch, [pair for pair in pairs if not _failed(pair)])]
+            failed = [contender for pair in pairs for contender in pair if contender.failure is not None]
+            report = Report(
+                rows,
+                report.left_out | _reasons(case, [contender for contender in failed if not contender.wrong]),
+                machine,
+                max(report.largest_error, error),
+                protocol,
+                break_even(rows),
+                observer.noise(),
+                report.wrong | _reasons(case, [contender for contender in failed if contender.wrong]),
+                [later.name for later in cases[number + 1 :]],
+            )
+            if save is not None:
+                save(report)
+    if not report.rows:
+        reasons = report.wrong | report.left_out
+        raise BenchError(f"Nothing could be timed. {'. '.join(f'{what}: {why}' for what, why in reasons.items())}.")
+    return report
+
+
+def _time(
+    case: _Case, shares: Sequence[int], seconds: float, layers: bool, observer: Observer, progress: _Progress
+) -> tuple[list[Pair], float]:
+    """All rounds of one place in the grid; returns its contenders and the largest error of their outputs."""
+    files = (case.subject.sparse, case.subject.dense)
+    contenders = [Contender(runtime, path, case.threads) for runtime in case.runtimes for path in files]
+    pairs = list(zip(contenders[::2], contenders[1::2], strict=True))
+    largest_error = 0.0
+    for launch, share in enumerate(shares, 1):
+        left = [contender for pair in pairs if not _failed(pair) for contender in pair]
+        if not left:
+            break
+        with running(left):
+            error = compare_outputs(left, case.subject.sample(case.batch, 0))
+            for contender in take_turns(left, share, seconds, observer):
+                progress.tell(case, contender)
+            # Once more and on another input: whoever answers from memory is found out.
+            again = compare_outputs(left, case.subject.sample(case.batch, 1))
+            if layers and launch == len(shares):
+                ask_layers(left)
+        largest_error = max(largest_error, error, again)
+    progress.finish(case)
+    return pairs, largest_error
+
+
+def _reasons(case: _Case, failed: Sequence[Contender]) -> dict[str, str]:
+    """Why they failed; where the dense twin did as well, why the model itself did."""
+    return {f"{contender.runtime} on {case.name}": contender.failure or "" for contender in reversed(failed)}
+
+
+def _failed(pair: Pair) -> bool:
+    return any(contender.failure is not None for contender in pair)
+
+
+class _Progress:
+    """Counts turns for whoever watches."""
+
+    def __init__(self, cases: Sequence[_Case], turns: int, watch: Watch | None) -> None:
+        self._turns = turns  # of each contender in each case
+        self._total = sum(2 * len(case.runtimes) * turns for case in cases)
+        self._watch = watch
+        self._done = self._before = 0
+
+    def tell(self, case: _Case, contender: Contender) -> None:
+        self._done += 1
+        if self._watch is not None:
+            median = 1e3 * statistics.median(contender.rounds[-1]) if contender.rounds else None
+            dense = contender.model == case.subject.dense
+            self._watch(Turn(self._done, self._total, case.name, contender.runtime, dense, median))
+
+    def finish(self, case: _Case) -> None:
+        """Turns that who failed did not take count as done."""
+        self._before += 2 * len(case.runtimes) * self._turns
+        self._done = self._before
 
 
 def explain(
@@ -178,67 +247,3 @@ def _willing(usable: list[str], subject: Subject, left_out: dict[str, str]) -> l
     refusals = {name: load_runtime(name).refuses(subject.sparse) for name in usable}
     left_out |= {f"{name} on {subject.source}": reason for name, reason in refusals.items() if reason}
     return [name for name in usable if not refusals[name]]
-
-
-def _contenders(case: _Case) -> list[Contender]:
-    """The sparse model and the dense twin in each runtime, one after the other."""
-    files = (case.subject.sparse, case.subject.dense)
-    return [Contender(runtime, path, case.threads) for runtime in case.runtimes for path in files]
-
-
-def _turn(done: int, total: int, case: _Case, contender: Contender) -> Turn:
-    median = 1e3 * statistics.median(contender.rounds[-1]) if contender.rounds else None
-    return Turn(done, total, case.name, contender.runtime, contender.model == case.subject.dense, median)
-
-
-def _rows(case: _Case, contenders: list[Contender]) -> Iterator[Row]:
-    subject = case.subject
-    best = min(contenders[1::2], key=lambda contender: _milliseconds(contender).median)
-    for sparse, dense in zip(contenders[::2], contenders[1::2], strict=True):
-        ratio = speed_up(dense.rounds, sparse.rounds)
-        yield Row(
-            source=subject.source,
-            runtime=sparse.runtime,
-            version=sparse.version,
-            sparsity=subject.sparsity,
-            batch=case.batch,
-            sparse_ms=_milliseconds(sparse),
-            dense_ms=_milliseconds(dense),
-            speed_up=ratio,
-            verdict=verdict(ratio),
-            threads=case.threads,
-            digest=subject.digest,
-            file_bytes=subject.file_bytes,
-            best_dense=best.runtime,
-            against_best=speed_up(best.rounds, sparse.rounds),
-            sparse=_measures(sparse, case.batch),
-            dense=_measures(dense, case.batch),
-        )
-
-
-def _measures(contender: Contender, batch: int) -> Measures:
-    times = [seconds for turn in contender.rounds for seconds in turn]
-    milliseconds = [1e3 * seconds for seconds in times]
-    p50, p90, p99 = quantiles(milliseconds, (0.5, 0.9, 0.99))
-    return Measures(
-        calls=len(times),
-        rounds_ms=_medians(contender),
-        p50_ms=p50,
-        p90_ms=p90,
-        p99_ms=p99,
-        quantiles_ms=quantiles(milliseconds, SHARES),
-        throughput=batch * len(times) / sum(times),
-        load_ms=1e3 * statistics.median(contender.load),
-        first_ms=1e3 * statistics.median(contender.first),
-        memory_bytes=contender.memory,
-        stable=contender.stable,
-        layers=contender.layers,
-    )
-
-
-def _medians(contender: Contender) -> list[float]:
-    return [1e3 * statistics.median(turn) for turn in contender.rounds]
-
-
-def _milliseconds(contender: Contender) -> Interval:
-    return interval(_medians(contender))

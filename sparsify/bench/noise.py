@@ -73,7 +73,7 @@ class Observer:
     def noise(self) -> Noise:
         known = self._available > 0
         return Noise(
-            reference_ms=self._reference,
+            reference_ms=list(self._reference),
             load=self._load,
             others=min(1.0, max(0.0, (self._busy - self._ours) / self._available)) if known else None,
             stolen=self._stolen / self._available if known else None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from sparsify.bench.noise import Observer
-from sparsify.errors import BenchError
+from sparsify.errors import BenchError, SparsifyError
 from sparsify.registry import PACKAGE
 from sparsify.runtimes import LayerTime, load_runtime
 
@@ -44,7 +45,19 @@ class Contender:
     memory: int | None = None  # bytes at most in any process
     cpu: float = 0.0  # seconds of CPU time of this process
     layers: list[LayerTime] = field(default_factory=list)
+    failure: str | None = None  # why it gets no time: how its process ended, or that its output is wrong
+    wrong: bool = False  # the failure is a wrong output
     process: subprocess.Popen[str] | None = None
+    words: Path | None = None  # what it writes to standard error
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """What goes wrong in the block ends this contender and nobody else."""
+        try:
+            yield
+        except SparsifyError as error:
+            self.failure = str(error)
+            self.stop()
 
     def start(self, folder: Path) -> None:
         """Start the process, in the runtime's own environment where it has one; `folder` is for what it needs."""
@@ -53,9 +66,14 @@ class Contender:
         model = runtime.prepared(self.model, folder)
         # Our package alone, and not what is installed beside it: that may be made for another interpreter.
         command = [runtime.python(), "-c", BOOTSTRAP, str(PACKAGE), self.runtime, str(model), str(self.threads)]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        self.words = folder / "stderr"  # a file: nobody empties a pipe while times are taken
+        with self.words.open("w") as words:
+            try:
+                self.process = subprocess.Popen(
+                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=words, text=True
+                )
+            except OSError as error:
+                raise BenchError(f"{command[0]} cannot be started ({error.strerror})") from None
         answer = self._answer()
         self.version = answer["version"]
         self.load.append(answer["load"])
@@ -69,19 +87,18 @@ class Contender:
 
     def stop(self) -> None:
         if self.process is not None:
+            assert self.process.stdin is not None and self.process.stdout is not None
             self.process.kill()
-            self.process.communicate()
+            self.process.wait()
+            with contextlib.suppress(BrokenPipeError):  # of a command that it never read
+                self.process.stdin.close()
+            self.process.stdout.close()
 
     def _answer(self) -> dict[str, Any]:
         assert self.process is not None and self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            _, errors = self.process.communicate()
-            last = (errors.strip().splitlines() or ["no message"])[-1]
-            raise BenchError(
-                f"{self.runtime} ended while running {self.model.name} (exit {self.process.returncode}): {last}. "
-                f"Leave it out with --runtime, or run it by itself to see more."
-            )
+            raise BenchError(self._last_words())
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise BenchError(answer["error"])
@@ -90,6 +107,15 @@ class Contender:
             self.memory = max(self.memory or 0, answer["memory"])
         return answer
 
+    def _last_words(self) -> str:
+        assert self.process is not None and self.words is not None
+        code = self.process.wait()
+        end = f"exit {code}" if code >= 0 else signal.Signals(-code).name
+        if code == -signal.SIGKILL:
+            end += ", as when memory runs out"
+        last = (self.words.read_text(errors="replace").strip().splitlines() or ["no message"])[-1]
+        return f"its process ended while it ran {self.model.name} ({end}): {last.rstrip('.')}"
+
 
 @contextlib.contextmanager
 def running(contenders: list[Contender]) -> Iterator[None]:
@@ -97,38 +123,47 @@ def running(contenders: list[Contender]) -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="sparsify-bench-") as folder:
         try:
             for number, contender in enumerate(contenders):
-                contender.start(Path(folder) / str(number))
+                with contender.alone():
+                    contender.start(Path(folder) / str(number))
             yield
         finally:
             for contender in contenders:
                 contender.stop()
 
 
-def compare_outputs(contenders: list[Contender], inputs: np.ndarray) -> dict[Path, float]:
-    """Run every contender once and hold it against the first one that runs the same model.
+def compare_outputs(contenders: list[Contender], inputs: np.ndarray) -> float:
+    """Run every contender once and hold it against the reference, the first one, on the same model.
 
-    Returns the largest relative error of each model's contenders. Raises BenchError for a wrong output.
+    Returns the largest relative error of those that pass. The others fail, and with the reference all do.
     """
-    errors: dict[Path, float] = {}
+    largest = 0.0
     expected: dict[Path, np.ndarray] = {}
     with tempfile.TemporaryDirectory(prefix="sparsify-bench-") as folder:
         given, returned = Path(folder) / "inputs.npy", Path(folder) / "outputs.npy"
         np.save(given, inputs)
-        for contender in contenders:
-            seconds = contender.ask({"inputs": str(given), "outputs": str(returned)})["first"]
-            if len(contender.first) < len(contender.load):
-                contender.first.append(seconds)
-            found = np.load(returned)
-            reference = expected.setdefault(contender.model, found)
-            error = relative_error(found, reference)
-            if not error < load_runtime(contender.runtime).tolerance:
-                raise BenchError(
-                    f"{contender.runtime} computes something else from {contender.model.name} than "
-                    f"{contenders[0].runtime}: relative error {error:.1e}. A wrong result has no speed, so "
-                    f"it is not timed. Leave it out with --runtime and report this to its makers."
-                )
-            errors[contender.model] = max(error, errors.get(contender.model, 0.0))
-    return errors
+        for contender in alive(contenders):
+            with contender.alone():
+                seconds = contender.ask({"inputs": str(given), "outputs": str(returned)})["first"]
+                if len(contender.first) < len(contender.load):
+                    contender.first.append(seconds)
+                error = _error(contender, np.load(returned), expected, contenders[0].runtime)
+                largest = max(error, largest)
+    return largest
+
+
+def _error(contender: Contender, found: np.ndarray, expected: dict[Path, np.ndarray], reference: str) -> float:
+    """The relative error of an output; the reference's own is what is expected. Raises BenchError where it is wrong."""
+    if contender.model not in expected and contender.runtime != reference:
+        raise BenchError(f"there is no output of {reference} to hold its own against")
+    error = relative_error(found, expected.setdefault(contender.model, found))
+    if not error < load_runtime(contender.runtime).tolerance:
+        contender.wrong = True
+        raise BenchError(
+            f"{contender.runtime} computes something else from {contender.model.name} than {reference}: relative "
+            f"error {error:.1e}. A wrong result has no speed, so it is not timed. Leave it out with --runtime and "
+            f"report this to its makers."
+        )
+    return error
 
 
 def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
@@ -143,29 +178,39 @@ def take_turns(
 ) -> Iterator[Contender]:
     """Warm everyone up, then time everyone once a round; yields whose turn is done, the warm-up being the first.
 
-    The order is another one in each round, so that nobody always follows the same neighbour.
+    The order is another one in each round, so that nobody always follows the same neighbour. Who has failed is passed
+    over.
     """
-    for contender in contenders:
-        contender.stable &= contender.ask({"warm_up": seconds / 2})["stable"]
+    for contender in alive(contenders):
+        with contender.alone():
+            contender.stable &= contender.ask({"warm_up": seconds / 2})["stable"]
         yield contender
-    begun = [contender.cpu for contender in contenders]
+    begun = sum(contender.cpu for contender in contenders)
     if observer is not None:
         observer.start()
     for _ in range(rounds):
-        done = len(contenders[0].rounds)
+        done = max(len(contender.rounds) for contender in contenders)
         for place in np.random.default_rng(done).permutation(len(contenders)):
             contender = contenders[place]
-            contender.rounds.append(contender.ask({"seconds": seconds})["times"])
-            yield contender
+            if contender.failure is None:
+                with contender.alone():
+                    contender.rounds.append(contender.ask({"seconds": seconds})["times"])
+                yield contender
         if observer is not None:
             observer.tick()
     if observer is not None:
-        observer.stop(sum(c.cpu for c in contenders) - sum(begun))
+        observer.stop(sum(contender.cpu for contender in contenders) - begun)
 
 
 def ask_layers(contenders: list[Contender]) -> None:
     """Let every contender say what its layers take; it keeps its peak of memory from before."""
-    for contender in contenders:
+    for contender in alive(contenders):
         memory = contender.memory
-        contender.layers = [LayerTime(**layer) for layer in contender.ask({"layers": True})["layers"]]
+        with contender.alone():
+            contender.layers = [LayerTime(**layer) for layer in contender.ask({"layers": True})["layers"]]
         contender.memory = memory
+
+
+def alive(contenders: list[Contender]) -> list[Contender]:
+    """Those that have not failed."""
+    return [contender for contender in contenders if contender.failure is None]

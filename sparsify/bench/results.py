@@ -83,6 +83,8 @@ class Report:
     protocol: dict[str, Any] = field(default_factory=dict)
     break_even: list[BreakEven] = field(default_factory=list)
     noise: Noise | None = None
+    wrong: dict[str, str] = field(default_factory=dict)  # which runtime's output was wrong where, and by how much
+    unfinished: list[str] = field(default_factory=list)  # places of the grid that were not reached
 
 
 def read_report(path: Path) -> Report:

@@ -24,6 +24,9 @@ def bench(
     sparsity: Annotated[
         str | None, typer.Option(help="Sparsity of recipes, freshly masked; several as 0,0.5,0.9 are a sweep.")
     ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="After these, begin no further model, sparsity, batch or number of threads.")
+    ] = None,
     layers: Annotated[bool, typer.Option("--layers", help="Also time layers, in runtimes that tell.")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Show what our engine runs instead of timing.")] = False,
     compare: Annotated[
@@ -57,10 +60,13 @@ def bench(
         else:
             typer.echo("\n\n".join(f"{name}\n{table}" for name, table in tables.items()))
         return
-    options |= {"rounds": rounds, "launches": launches, "seconds": seconds, "layers": layers or html is not None}
-    report = benching.benchmark_live(sources, runtime, options)
-    benching.write_files(report, csv, html)
+    options |= {"rounds": rounds, "launches": launches, "seconds": seconds, "minutes": minutes}
+    options |= {"layers": layers or html is not None}
+    report, whole = benching.benchmark_live(sources, runtime, options, csv, html)
     if json:
         print_json(dataclasses.asdict(report))
     else:
         Console(highlight=False).print(benching.bench_table(report, layers))
+    if not whole:
+        raise KeyboardInterrupt
+    benching.refuse_wrong(report)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,36 @@ from sparsify.report.tables import bar
 BAR = 24  # characters
 
 
-def benchmark_live(sources: Sequence[str], runtimes: Sequence[str] | None, options: dict[str, Any]) -> Report:
-    """`benchmark` with a table of the case in work, on standard error.
+def benchmark_live(
+    sources: Sequence[str], runtimes: Sequence[str] | None, options: dict[str, Any], csv: Path | None, html: Path | None
+) -> tuple[Report, bool]:
+    """`benchmark` with a table of the case in work, on standard error; returns the report and whether it is whole.
 
-    It is drawn between turns alone, never while a runtime is timed.
+    It is drawn between turns alone, never while a runtime is timed. The files are written anew after each place of the
+    grid, and an interrupt ends with what was measured so far.
     """
+    found: Report | None = None
+
+    def save(report: Report) -> None:
+        nonlocal found
+        found = report
+        write_files(report, csv, html)
+
+    try:
+        with _watching() as watch:
+            return benchmark(sources, runtimes, watch=watch, save=save, **options), True
+    except KeyboardInterrupt:
+        if found is None or not found.rows:
+            raise
+        return found, False
+
+
+@contextlib.contextmanager
+def _watching() -> Iterator[Callable[[Turn], None] | None]:
     console = Console(stderr=True, highlight=False)
     if not console.is_terminal:
-        return benchmark(sources, runtimes, **options)
+        yield None
+        return
     medians: dict[tuple[str, bool], float] = {}
     case = ""
     with Live(console=console, auto_refresh=False, transient=True) as live:
@@ -46,7 +69,13 @@ def benchmark_live(sources: Sequence[str], runtimes: Sequence[str] | None, optio
                 medians[turn.runtime, turn.dense] = turn.median_ms
             live.update(_picture(turn, medians), refresh=True)
 
-        return benchmark(sources, runtimes, watch=watch, **options)
+        yield watch
+
+
+def refuse_wrong(report: Report) -> None:
+    """Raises BenchError where a runtime's output was wrong."""
+    if report.wrong:
+        raise BenchError("\n".join(f"{place}: {why}" for place, why in report.wrong.items()))
 
 
 def _picture(turn: Turn, medians: dict[tuple[str, bool], float]) -> Group:

@@ -56,8 +56,13 @@ def notes(report: Report) -> list[str]:
         found += [f"{row.source} in {row.version}: {row.verdict}." for row in single]
         found += _against_the_best(single)
     found += _break_even(report.break_even)
+    found += [f"Wrong: {why}" for why in dict.fromkeys(report.wrong.values())]
+    if report.unfinished:
+        found.append(f"Not reached: {len(report.unfinished)} places of the grid, from {report.unfinished[0]} on.")
     for why in dict.fromkeys(report.left_out.values()):
-        found.append(f"Left out: {', '.join(w for w, y in report.left_out.items() if y == why)}, because {why}.")
+        found.append(
+            f"Left out: {', '.join(w for w, y in report.left_out.items() if y == why)}, because {why.rstrip('.')}."
+        )
     settled = [row for row in report.rows if not all(m is None or m.stable for m in (row.sparse, row.dense))]
     found += [f"Times of {row.source} in {row.runtime} never settled while it warmed up." for row in settled]
     complaints = [*(report.noise.complaints() if report.noise is not None else []), *_restless(report.rows)]

@@ -98,18 +98,28 @@ def test_a_wrong_runtime_is_an_error_and_not_a_time(model, tmp_path):
     contenders = [Contender("onnxruntime", folder / "model.onnx", 1) for folder in (right, wrong)]
     with running(contenders):
         contenders[1].model = contenders[0].model
-        with pytest.raises(BenchError, match="computes something else .* relative error"):
-            compare_outputs(contenders, np.ones((1, 1, 8, 8), np.float32))
+        assert compare_outputs(contenders, np.ones((1, 1, 8, 8), np.float32)) == 0
+        assert contenders[0].failure is None and contenders[1].wrong
+        assert re.search("computes something else .* relative error", contenders[1].failure)
     assert all(contender.process.poll() is not None for contender in contenders)
 
 
-def test_a_runtime_that_dies_is_named_with_its_last_words(model, tmp_path):
+def test_a_runtime_that_dies_leaves_its_last_words(model, tmp_path):
     (tmp_path / "broken.onnx").write_bytes(b"nonsense")
-    with (
-        pytest.raises(BenchError, match=r"onnxruntime ended while running broken.onnx \(exit 1\)"),
-        running([Contender("onnxruntime", tmp_path / "broken.onnx", 1)]),
-    ):
-        raise AssertionError("must not start")
+    contenders = [Contender("onnxruntime", path, 1) for path in (tmp_path / "broken.onnx", model)]
+    with running(contenders):
+        compare_outputs(contenders, np.ones((1, 1, 8, 8), np.float32))
+    dead, alive = contenders
+    assert re.fullmatch(r"its process ended while it ran broken.onnx \(exit 1\): .*INVALID_PROTOBUF.*", dead.failure)
+    assert alive.failure is None and len(alive.first) == 1
+
+
+def test_without_the_reference_nothing_can_be_compared(model, tmp_path):
+    (tmp_path / "broken.onnx").write_bytes(b"nonsense")
+    contenders = [Contender("onnxruntime", tmp_path / "broken.onnx", 1), Contender("sparsify_cpu", model, 1)]
+    with running(contenders):
+        compare_outputs(contenders, np.ones((1, 1, 8, 8), np.float32))
+    assert contenders[1].failure == "there is no output of onnxruntime to hold its own against"
 
 
 def test_everyone_gets_the_same_number_of_turns(model):
@@ -133,8 +143,9 @@ def test_relative_error():
 def test_bad_questions(model):
     with pytest.raises(UnknownNameError, match="no runtime called 'onnxrt'. Did you mean 'onnxruntime'"):
         benchmark([model], ["onnxrt"])
-    with pytest.raises(BenchError, match="must be at least 1"):
-        benchmark([model], rounds=0)
+    for bad in ({"rounds": 0}, {"minutes": 0}, {"seconds": 0}):
+        with pytest.raises(BenchError, match="must be at least 1"):
+            benchmark([model], **bad)
 
 
 def test_the_machine_is_described():

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import signal
+import subprocess
+import sys
+import time
+
 import numpy as np
 import pytest
 
@@ -118,6 +124,39 @@ def test_a_sweep_is_of_recipes(finished_run, tmp_path):
     export(finished_run, out=tmp_path / "m.onnx")
     with pytest.raises(RecipeError, match="settings can be changed for recipes only"):
         benchmark([tmp_path / "m.onnx"], ["onnxruntime"], sparsities=[0.5, 0.9], **QUICK)
+
+
+def test_what_was_measured_is_saved_after_each_place_and_the_clock_ends_it():
+    saved = []
+    report = benchmark(
+        ["lenet-300-100-digits"],
+        ["onnxruntime"],
+        sparsities=[0.5, 0.9],
+        batch=[1, 2],
+        threads=1,
+        save=saved.append,
+        **QUICK,
+    )
+    assert [len(each.rows) for each in saved] == [1, 2, 3, 4] and saved[-1] == report
+    assert [len(each.unfinished) for each in saved] == [3, 2, 1, 0]
+    assert saved[0].unfinished[0] == "lenet-300-100-digits 50% batch 2 threads 1"
+    with pytest.raises(BenchError, match="Nothing could be timed"):
+        benchmark(["lenet-300-100-digits"], ["onnxruntime"], minutes=1e-9, **QUICK)
+
+
+def test_an_interrupt_ends_with_what_was_measured(tmp_path):
+    grid = ["--sparsity", "0.5,0.9", "--batch", ",".join(map(str, range(1, 50))), "--rounds", "2", "--launches", "1"]
+    command = [sys.executable, "-m", "sparsify", "bench", "lenet-300-100-digits", "--runtime", "onnxruntime", *grid]
+    options = ["--seconds", "0.001", "--json", "--csv", "rows.csv"]
+    process = subprocess.Popen([*command, *options], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while not (tmp_path / "rows.csv").is_file() and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    printed, said = process.communicate()
+    assert process.returncode == 130 and b"Traceback" not in said
+    report = json.loads(printed)
+    assert len(report["rows"]) >= 1 and len(report["rows"]) + len(report["unfinished"]) == 2 * 49
+    assert len((tmp_path / "rows.csv").read_text().splitlines()) == 1 + 2 * len(report["rows"])
 
 
 def test_an_empty_grid(finished_run):

@@ -1,4 +1,4 @@
-"""Runtimes planted in a copy of the package: a slow one is told apart, and wrong ones get no time."""
+"""Runtimes planted in a copy of the package: slow and wrong ones are found out, and who dies ends alone."""
 
 from __future__ import annotations
 
@@ -37,6 +37,27 @@ REMEMBERS = WRONG.replace(
     "return run(inputs) * 1.01",
     "kept.append(run(inputs)) if not kept else None\n            return kept[0]",
 ).replace("        def delayed", "        kept = []\n        def delayed")
+
+DIES = """
+import os, signal, sys
+from typing import final
+from sparsify.runtimes.onnxruntime import OnnxRuntime as Base
+from sparsify.runtimes import Runtime
+
+@final
+class Planted(Runtime):
+    package = "onnxruntime"
+    def load(self, path, threads):
+        run, calls = Base().load(path, threads), 0
+        def dying(inputs):
+            nonlocal calls
+            calls += 1
+            if calls > 300 and path.name != "dense.onnx":
+                print("allocating", file=sys.stderr, flush=True)
+                ENDING
+            return run(inputs)
+        return dying
+"""
 
 
 @pytest.fixture(scope="module")
@@ -80,5 +101,28 @@ def test_a_slow_runtime_is_told_apart(planted):
 @pytest.mark.parametrize("code", [WRONG, REMEMBERS], ids=["one-percent-off", "answers-from-memory"])
 def test_a_wrong_runtime_gets_no_time(planted, code):
     done = planted(code)
-    assert done.returncode == 2 and done.stdout == "" and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "planted computes something else from m.onnx than onnxruntime: relative error" in done.stderr
+    report = json.loads(done.stdout)
+    assert [row["runtime"] for row in report["rows"]] == ["onnxruntime"]
+    assert all(place.startswith("planted on m.onnx") for place in report["wrong"]) and report["wrong"]
+
+
+@pytest.mark.parametrize(
+    ("ending", "words"),
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", "(SIGKILL, as when memory runs out): allocating"),
+        ("sys.exit('no such kernel')", "(exit 1): no such kernel"),
+    ],
+    ids=["killed", "gives-up"],
+)
+def test_a_runtime_that_dies_late_ends_alone(planted, ending, words):
+    """Its outputs are right and its warm-up is done when it goes."""
+    done = planted(DIES.replace("ENDING", ending))
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert [row["runtime"] for row in report["rows"]] == ["onnxruntime"] and len(
+        report["rows"][0]["sparse"]["rounds_ms"]
+    ) == 6
+    (why,) = [why for place, why in report["left_out"].items() if place.startswith("planted on m.onnx")]
+    assert why == f"its process ended while it ran m.onnx {words}"
