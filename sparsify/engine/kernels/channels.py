@@ -30,13 +30,15 @@ from sparsify.engine.transpose import square
 
 _ACROSS = 2  # vectors of channels in a tile of the output: a panel
 _SHAPES: dict[Level, tuple[tuple[int, int], ...]] = {
-    "avx512": ((1, 14), (2, 7), (1, 8)),
+    "avx512": ((1, 14), (2, 7), (1, 8), (1, 4)),
     "avx2": ((1, 6), (1, 4)),
     "generic": ((1, 4),),
 }  # rows and columns of positions in a tile: as many as leave registers for the operands
 _RATE = 7.6e9  # vector multiplications a second and thread
 _TILE_COST = 60  # of a transposition, in vector multiplications for each vector of channels
-_STREAM = 24e9  # bytes of weights a second and thread, each read once
+_STREAM = 36e9  # bytes of weights a second and thread, each read once
+_FEW = 8  # positions in a tile up to which the weights are what takes time
+_SOON = 8 << 10  # bytes of weights
 _FAR = 1 << 31  # bytes that an offset reaches
 
 
@@ -186,7 +188,8 @@ def _products(
 ) -> list[ir.Value]:
     """The sums of a tile: for each point (row, floats along it) in turn, `across` vectors of channels.
 
-    Meanwhile the next panel comes into the second-level cache.
+    Meanwhile the next panel comes into the second-level cache; where there are few positions, what is next of this
+    one into the first.
     """
     b, kind = body.builder, body.module.vector
     size = b.mul(b.add(panel.depth, body.const(1)), body.const(across * kind.count * 4))
@@ -194,13 +197,18 @@ def _products(
     bias = [b.load(body.at(panel.weights, i, kind), typ=kind, align=4) for i in range(across)]
     input = body.bytes(panel.input, here)
     with body.loop(0, panel.depth, 1, bias * len(points)) as column:
-        body.prefetch(body.bytes(upcoming, b.mul(column.index, panel.ahead)), 2)
+        if len(points) > _FEW:
+            body.prefetch(body.bytes(upcoming, b.mul(column.index, panel.ahead)), 2)
         begin = body.bytes(input, b.sext(body.load(panel.shifts, column.index, I32), I64))
         lines = [begin, body.bytes(begin, panel.down)]
         at = b.mul(b.add(column.index, body.const(1)), body.const(across))
         weights = [
             b.load(body.at(panel.weights, b.add(at, body.const(i)), kind), typ=kind, align=4) for i in range(across)
         ]
+        if len(points) <= _FEW:
+            for i in range(across):
+                soon = b.add(at, body.const(i + _SOON // (4 * kind.count)))
+                body.prefetch(body.at(panel.weights, soon, kind), 1)
         column.following = []
         for number, (row, place) in enumerate(points):
             x = body.splat(body.load(lines[row], place, F32))
