@@ -65,15 +65,19 @@ class SparseLinear(SparseLayer):
         return total
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., in] to [..., out]."""
-        flat = x.reshape(-1, self.in_features)
+        """[..., in] to [..., out]; the output's leading dimensions lie in memory in the order of the input's."""
+        strides = x.stride()
+        order = sorted(range(x.ndim - 1), key=lambda dimension: -strides[dimension])
+        turned = x.permute(*order, -1)  # so that what lies in planes is not copied
+        flat = turned.reshape(-1, self.in_features)
         if x.dtype == self.weight.dtype == torch.float32 and x.device.type == "cpu":
             if self._products is None:
                 self._products = Products(self.pattern)
             result = _Product.apply(flat, self.weight, self.bias, self, self._products)
         else:
             result = plain(flat, self.weight, self.bias, self.pattern)
-        return result if x.ndim == 2 else result.reshape(*x.shape[:-1], self.out_features)
+        back = sorted(range(len(order)), key=order.__getitem__)
+        return result.reshape(*turned.shape[:-1], self.out_features).permute(*back, -1)
 
 
 class _Product(torch.autograd.Function):

@@ -10,7 +10,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparsify.engine.target import host, named
 from sparsify.errors import SparsityError
@@ -18,6 +17,7 @@ from sparsify.nn import SparseLinear
 from sparsify.nn.kernels.products import LONGEST
 from sparsify.nn.pattern import build_pattern
 from sparsify.nn.products import Products, lanes, plain, planes
+from tests.allocations import Watcher
 
 LEVELS = ["generic", "avx2", "avx512"]
 LEVELS = LEVELS[: LEVELS.index(host().level) + 1]
@@ -125,28 +125,16 @@ def test_outputs_lie_in_planes_and_are_not_copied_between_layers():
     where = lanes(32, host())
     assert where.pitch == 32 and planes(hidden, where).data_ptr() == hidden.data_ptr()
     assert second(hidden).shape == (32, 64)
-
-
-class Watcher(TorchDispatchMode):
-    """The largest tensor that any operation of torch makes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.largest = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        for item in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(item, Tensor):
-                self.largest = max(self.largest, item.untyped_storage().nbytes() // item.element_size())
-        return result
+    sequences = torch.randn(64, 8, 4).permute(2, 1, 0)  # [4, 8, 64], in planes: of a unit all samples lie together
+    once = first(sequences)
+    assert once.stride() == sequences.stride()
+    assert torch.equal(once, first(sequences.contiguous()))
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
 def test_no_step_makes_a_tensor_of_the_dense_size(optimizer):
     size, count, batch = 512, 2600, 8
-    watcher = Watcher()
-    with watcher:
+    with Watcher() as watcher:
         model = nn.Sequential(*(SparseLinear(size, size, draw((size, size), count, i)) for i in range(2)))
         steps = optimizer(model.parameters(), lr=0.01)
         for _ in range(2):

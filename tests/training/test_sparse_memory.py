@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import nn
 
 from sparsify.data import data_info
 from sparsify.formats import Written, _bits, _packed, _writer, load_format, read_model
@@ -26,21 +25,9 @@ from sparsify.training.checkpoint import Window, load_checkpoint, read_checkpoin
 from sparsify.training.compute import positions_of
 from sparsify.training.snapshot import load_method, snapshot
 from sparsify.training.step import Topology, TrainState, finish_step, record_gradients
+from tests.allocations import Watcher
 
 SIZE, COUNT, BATCH = 1024, 2600, 8
-
-
-class Watcher(TorchDispatchMode):
-    """The largest tensor that any operation of torch makes, in elements of its storage."""
-
-    largest = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        for item in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(item, Tensor):
-                self.largest = max(self.largest, item.untyped_storage().nbytes() // item.element_size())
-        return result
 
 
 def life(method: str, folder: Path) -> TrainState:
