@@ -5,3 +5,4 @@ from sparsify.nn.convert import to_dense as to_dense
 from sparsify.nn.convert import to_sparse as to_sparse
 from sparsify.nn.layer import SparseLayer as SparseLayer
 from sparsify.nn.linear import SparseLinear as SparseLinear
+from sparsify.nn.recurrent import SparseRecurrent as SparseRecurrent

@@ -9,29 +9,46 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparsify.architectures._recurrent import Recurrent
 from sparsify.nn.layer import SparseLayer
+from sparsify.nn.recurrent import SparseRecurrent
 
 
 def to_sparse(model: nn.Module, masks: Mapping[str, Tensor], sample: Any, densest: float | None = None) -> list[str]:
-    """Replace every `torch.nn.Linear` that has a mask by a SparseLinear, in place; the others stay as they are.
+    """Replace every layer that has a mask by its sparse counterpart, in place; the others stay as they are.
 
+    `torch.nn.Linear` becomes a SparseLinear; the GRU and LSTM of our architectures become a SparseRecurrent.
     masks: bool tensors by the weight's name, True where a connection exists. sample: an input of the model;
     layers that it does not pass as modules, because their weights are used in another way, stay dense, and weights that
     several modules share. densest: the density above which a layer stays dense because its zeros would not pay; None
     for each kind's own. Returns the names of the weights that are sparse now; optimizers have to be made anew.
     """
-    called = called_layers(model, sample)
-    modules = {f"{name}.weight".lstrip("."): module for name, module in model.named_modules()}
-    done = []
-    for name, mask in masks.items():
-        module = modules.get(name)
-        kind = sparse_kind(module) if module in called else None
-        if module is None or kind is None or module is model:
+    names = sparse_names(model, {name: int(mask.sum()) for name, mask in masks.items()}, sample, densest)
+    for name in names:
+        module = model.get_submodule(name.removesuffix(".weight"))
+        kind = sparse_kind(module)
+        assert kind is not None
+        model.set_submodule(name.removesuffix(".weight"), kind.from_dense(module, masks[name]))
+    adopt_gates(model)
+    return names
+
+
+def sparse_names(model: nn.Module, counts: Mapping[str, int], sample: Any, densest: float | None = None) -> list[str]:
+    """The weights among `counts`, which says how many connections they have, that `to_sparse` makes sparse.
+
+    Nothing is computed where model and sample are on torch's meta device.
+    """
+    called, found = called_layers(model, sample), set()
+    for path, module in model.named_modules():
+        if module is model or module not in called:
             continue
-        if int(mask.sum()) <= (kind.densest if densest is None else densest) * mask.numel():
-            model.set_submodule(name.removesuffix(".weight"), kind.from_dense(module, mask))
-            done.append(name)
-    return done
+        layers = {f"{path}.{name}".rstrip("."): layer for name, layer in _parts(module).items()}
+        limits = [kind.densest if densest is None else densest for kind in map(sparse_kind, layers.values()) if kind]
+        size = sum(model.get_parameter(f"{name}.weight").numel() for name in layers)
+        names = {f"{name}.weight" for name in layers}  # the gates of a layer are sparse together or not at all
+        if names <= counts.keys() and sum(counts[name] for name in names) <= min(limits) * size:
+            found |= names
+    return [name for name in counts if name in found]
 
 
 def sparse_kind(module: nn.Module) -> type[SparseLayer] | None:
@@ -46,7 +63,7 @@ def called_layers(model: nn.Module, sample: Any) -> set[nn.Module]:
     """
     shared = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     called: set[nn.Module] = set()
-    layers = [module for module in model.modules() if sparse_kind(module)]
+    layers = [module for module in model.modules() if sparse_kind(module) or type(module) is Recurrent]
     hooks = [module.register_forward_pre_hook(lambda module, _: called.add(module)) for module in layers]
     modes = {module: module.training for module in model.modules()}
     try:
@@ -58,7 +75,21 @@ def called_layers(model: nn.Module, sample: Any) -> set[nn.Module]:
             hook.remove()
         for module, mode in modes.items():
             module.training = mode
-    return {module for module in called if shared[id(module.weight)] == 1}
+    return {module for module in called if all(shared[id(layer.weight)] == 1 for layer in _parts(module).values())}
+
+
+def _parts(module: nn.Module) -> dict[str, nn.Module]:
+    """The layers that become sparse where a module does: itself, or the gates of a recurrent layer."""
+    if type(module) is not Recurrent:
+        return {"": module}
+    return {name: layer for name, layer in module.named_modules() if sparse_kind(layer)}
+
+
+def adopt_gates(model: nn.Module) -> None:
+    """Replace every recurrent layer whose gates are sparse by a SparseRecurrent, in place."""
+    for name, module in list(model.named_modules()):
+        if type(module) is Recurrent and sparse_layers(module):
+            model.set_submodule(name, SparseRecurrent.adopt(module))
 
 
 def sparse_layers(model: nn.Module) -> dict[str, SparseLayer]:
@@ -71,3 +102,6 @@ def to_dense(model: nn.Module) -> None:
     for name, module in list(model.named_modules()):
         if isinstance(module, SparseLayer):
             model.set_submodule(name, module.dense_layer())
+    for name, module in list(model.named_modules()):
+        if isinstance(module, SparseRecurrent):
+            model.set_submodule(name, module.released())

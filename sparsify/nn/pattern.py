@@ -53,15 +53,17 @@ class Pattern:
         return self.row().astype(np.int64) * self.shape[1] + self.columns
 
 
-def build_pattern(positions: np.ndarray, shape: tuple[int, int]) -> tuple[Pattern, np.ndarray]:
+def build_pattern(
+    positions: np.ndarray, shape: tuple[int, int], narrowest: int = _NARROWEST
+) -> tuple[Pattern, np.ndarray]:
     """The pattern with non-zeros at these flat indices, int64 [nnz] ascending, and their order in it.
 
-    order: int64 [nnz]; values in the pattern's order are `values[order]`. Takes time and memory in proportion to the
-    non-zeros, and a sort of the segments.
+    narrowest: columns of a block at least. order: int64 [nnz]; values in the pattern's order are `values[order]`.
+    Takes time and memory in proportion to the non-zeros, and a sort of the segments.
     """
     height, width = shape
     row, column = np.divmod(positions, width)
-    per_block = _block_width(len(positions), shape)
+    per_block = _block_width(len(positions), shape, narrowest)
     blocks, tiles = max(1, -(-width // per_block)), max(1, min(_TILES, height // _LOWEST))
     row_starts = np.linspace(0, height, tiles + 1).astype(np.int64)
     firsts = _segments(row * blocks + column // per_block)
@@ -84,11 +86,18 @@ def build_pattern(positions: np.ndarray, shape: tuple[int, int]) -> tuple[Patter
     return pattern, order
 
 
-def _block_width(count: int, shape: tuple[int, int]) -> int:
+def arrange(positions: np.ndarray, shape: tuple[int, int], narrowest: int = _NARROWEST) -> tuple[Pattern, np.ndarray]:
+    """`build_pattern` of flat indices in any order; values in the pattern's order are `values[order]`."""
+    ranked = np.argsort(positions)
+    pattern, order = build_pattern(positions[ranked], shape, narrowest)
+    return pattern, ranked[order]
+
+
+def _block_width(count: int, shape: tuple[int, int], narrowest: int) -> int:
     """Columns of a block: few enough for the caches, enough for rows to have some non-zeros in it."""
     height, width = shape
     wanted = -(-_NONZEROS * height * width // max(1, count))
-    return max(_NARROWEST, min(wanted, -(-width // _BLOCKS)))
+    return max(narrowest, min(wanted, -(-width // _BLOCKS)))
 
 
 def _segments(key: np.ndarray) -> np.ndarray:

@@ -14,17 +14,23 @@ from sparsify.nn import kernels, team
 from sparsify.nn.kernels.products import MOST
 from sparsify.nn.pattern import Pattern
 
+_PIECES = 8  # that the weights' gradient is shared out in at least, by tiles of rows where blocks are fewer
 _ALONE = 200_000  # multiply-adds of a product that one thread does sooner than two could meet
 
 
 @dataclass(frozen=True)
 class Lanes:
-    """How a batch lies in planes [features, pitch]: `panels` panels of `vectors` vectors, the last filled up with 0."""
+    """How a batch lies in planes [features, pitch]: `panels` panels of `vectors` vectors, the last filled up with 0.
+
+    Panels are side by side in the same planes, or each has planes of its own; all sizes are in floats.
+    """
 
     batch: int
     vectors: int
     panels: int
     pitch: int
+    input_step: int  # from one panel of the inputs to the next
+    output_step: int  # from one panel of the outputs to the next
 
 
 def lanes(batch: int, target: Target) -> Lanes:
@@ -32,7 +38,8 @@ def lanes(batch: int, target: Target) -> Lanes:
     total = max(1, -(-batch // target.width))
     panels = -(-total // MOST[target.level])
     vectors = -(-total // panels)
-    return Lanes(batch, vectors, panels, panels * vectors * target.width)
+    wide = vectors * target.width
+    return Lanes(batch, vectors, panels, panels * wide, wide, wide)
 
 
 def planes(x: Tensor, where: Lanes) -> Tensor:
@@ -56,21 +63,36 @@ class Products:
                   pattern.column_starts)  # fmt: skip
         self.arrays = [np.ascontiguousarray(array) for array in arrays]
         self._calls: dict[tuple[str, Lanes], _Call] = {}
+        self._tables: dict[tuple[Lanes, int], tuple[np.ndarray, np.ndarray]] = {}
 
     def forward(self, x: Tensor, values: Tensor, bias: Tensor, where: Lanes) -> Tensor:
         """W x + bias: planes [in, pitch], [nnz], [out] to planes [out, pitch]."""
         y = x.new_empty(self.pattern.shape[0], where.pitch)
-        self._run("forward", where, [x, y, values, bias])
+        self.run("forward", where, [x, y, values, bias])
         return y
 
     def backward(self, x: Tensor, dy: Tensor, values: Tensor, where: Lanes, wants_dx: bool) -> tuple[Tensor, Tensor]:
         """Gradients of the values, [nnz], and of x, planes [in, pitch]; the latter empty unless wanted."""
         dw = values.new_empty(len(values))
         dx = x.new_empty(x.shape if wants_dx else (0,))
-        self._run("backward" if wants_dx else "weights", where, [x, dy, values, dw, dx])
+        self.run("backward" if wants_dx else "weights", where, [x, dy, values, dw, dx])
         return dw, dx
 
-    def _run(self, name: str, where: Lanes, tensors: list[Tensor]) -> None:
+    def table(self, where: Lanes, tiles: int | None = None) -> np.ndarray:
+        """Addresses of sizes and index arrays, int64, as native functions read them; valid as long as this lives.
+
+        tiles: that make up a piece of the weights' gradient.
+        """
+        key = where, tiles or self.pattern.tiles
+        if key not in self._tables:
+            sizes = [4 * size for size in (where.pitch, where.input_step, where.output_step)]
+            parameters = np.array([key[1], self.pattern.blocks, where.panels, *sizes], np.int64)
+            addresses = np.array([array.ctypes.data for array in (parameters, *self.arrays)], np.int64)
+            self._tables[key] = addresses, parameters
+        return self._tables[key][0]
+
+    def run(self, name: str, where: Lanes, tensors: list[Tensor]) -> None:
+        """One of the native functions on its buffers, wherever they lie."""
         call = self._calls.get((name, where))
         if call is None:
             call = self._calls[name, where] = _Call(self, name, where, len(tensors))
@@ -81,16 +103,16 @@ class _Call:
     """One product at one batch size: what the threads of a team share."""
 
     def __init__(self, owner: Products, name: str, where: Lanes, buffers: int) -> None:
-        pattern = owner.pattern
-        parameters = np.array([pattern.tiles, pattern.blocks, where.panels, where.pitch * 4], np.int64)
-        self._constants = np.array([array.ctypes.data for array in (parameters, *owner.arrays)], np.int64)
-        self._buffers = np.zeros(buffers, np.int64)
-        self._kept = (parameters, owner.arrays)
+        pattern, tiles = owner.pattern, owner.pattern.tiles
+        while name == "weights" and pattern.blocks * pattern.tiles < _PIECES * tiles and tiles % 2 == 0:
+            tiles //= 2
+        self._constants, self._buffers = owner.table(where, tiles), np.zeros(buffers, np.int64)
         function = owner.library.address(f"sparsify_{name}_{where.vectors}")
-        pieces = pattern.tiles * where.panels if name == "forward" else pattern.blocks
+        shares = pattern.tiles // tiles  # of a block; only `weights` knows more than one
+        pieces = pattern.tiles * where.panels if name == "forward" else pattern.blocks * shares
         self._task = np.array([0, pieces, function, self._buffers.ctypes.data, self._constants.ctypes.data], np.int64)
         self._share = owner.library.address("sparsify_share")
-        self._is_small = pattern.count * where.pitch < _ALONE
+        self._is_small = pattern.count * where.batch < _ALONE
 
     def run(self, tensors: list[Tensor]) -> None:
         self._task[0] = 0

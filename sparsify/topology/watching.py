@@ -34,6 +34,8 @@ class Use:
 def watch(model: nn.Module, run: Callable[[], Any]) -> list[Use]:
     """The weights that `run` multiplies by or looks up in, in the order of their first use.
 
+    A copy is a use: what a recurrent kernel does first with its weights is not the same on all devices.
+
     run: one forward pass. The model is in evaluation mode meanwhile and then as it was. A weight that is
     parametrized stands under the name of the parameter of its shape, where zeros in that are zeros in the weight.
     """
@@ -48,7 +50,7 @@ def watch(model: nn.Module, run: Callable[[], Any]) -> list[Use]:
         torch.backends.mha.set_fastpath_enabled(fast)
         for module, mode in modes.items():
             module.training = mode
-    return list(seen.uses.values())
+    return sorted(seen.uses.values(), key=lambda use: seen.order[use.name])
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +107,7 @@ class _Watch(TorchDispatchMode):
 
     weights: Iterable[_Weight]
     uses: dict[str, Use] = field(default_factory=dict)
+    order: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -162,8 +165,13 @@ class _Watch(TorchDispatchMode):
         weight = self._known.get(_memory(tensor))
         if weight is None:
             return []
+        self._note(weight.names)
         named = zip(weight.names, weight.shapes, strict=True)
         return [self.uses.setdefault(name, Use(name, shape)) for name, shape in named]
+
+    def _note(self, names: Iterable[str]) -> None:
+        for name in names:
+            self.order.setdefault(name, len(self.order))
 
     def _copy(self, sources: list[Tensor], out: Tensor) -> None:
         found = [self._known.get(_memory(source)) for source in sources]
@@ -171,6 +179,7 @@ class _Watch(TorchDispatchMode):
         if sources and len(whole) == len(sources) and out.ndim > 1:
             names = tuple(name for weight in whole for name in weight.names)
             shapes = tuple(shape for weight in whole for shape in weight.shapes)
+            self._note(names)
             # Kept, so that its memory does not come to belong to another tensor.
             self._known[_memory(out)] = _Weight(out, names, shapes)
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sparsify.data import DataInfo
-from sparsify.nn import SparseLayer
-from sparsify.nn.convert import called_layers, sparse_kind
+from sparsify.nn.convert import adopt_gates, sparse_kind, sparse_names
 from sparsify.randomness import generator
 from sparsify.recipe import Recipe
 from sparsify.topology.costs import Layer
@@ -43,24 +42,22 @@ def _build(recipe: Recipe, info: DataInfo) -> tuple[nn.Module, list[Layer], Mask
         model = build_model(recipe, info)
     if not any(isinstance(parameter, Later) for parameter in model.parameters()):
         raise NotDeferred("nothing is large")
-    layers, fitting = find_shapes(recipe, info), _fitting(recipe, info)
+    layers = find_shapes(recipe, info)
     counts = allocate_counts(topology.distribution, layers, topology.sparsity)
+    matrices = [layer for layer in layers if layer.sparse and layer.parts == 1 and not layer.axis]
+    fitting = {layer.name: counts[layer.name] for layer in matrices}
+    with torch.device("meta"):  # what is called is found without computing anything
+        names = sparse_names(build_model(recipe, info), fitting, info.zeros())
     random, tensors, positions = generator(seed, "masks"), {}, {}
     for layer in layers:
-        name = layer.name
-        if not layer.sparse:
-            continue
-        if (
-            isinstance(model.get_parameter(name), Later)
-            and name in fitting
-            and counts[name] <= fitting[name].densest * layer.size
-        ):
-            positions[name] = Positions(layer.shape, random_positions(layer.size, counts[name], random))
-        else:
+        if layer.name in names:
+            positions[layer.name] = Positions(layer.shape, random_positions(layer.size, fitting[layer.name], random))
+        elif layer.sparse:
             drawn = {part: draw(layer.matrix_shape, counts[part], random) for part in layer.matrices}
-            tensors[name] = join(layer, drawn)
+            tensors[layer.name] = join(layer, drawn)
     for name, held in positions.items():
         _replace(model, name, held)
+    adopt_gates(model)
     for module in model.modules():
         for own, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
             if isinstance(tensor, Later):
@@ -72,23 +69,14 @@ def _build(recipe: Recipe, info: DataInfo) -> tuple[nn.Module, list[Layer], Mask
     return model, layers, masks
 
 
-def _fitting(recipe: Recipe, info: DataInfo) -> dict[str, type[SparseLayer]]:
-    """What could be sparse of what the network calls as a layer, by the weight's name; found without computing."""
-    with torch.device("meta"):
-        model = build_model(recipe, info)
-        called = called_layers(model, info.zeros())
-    kinds = {name: sparse_kind(module) for name, module in model.named_modules() if name and module in called}
-    return {f"{name}.weight": kind for name, kind in kinds.items() if kind}
-
-
 def _replace(model: nn.Module, name: str, held: Positions) -> None:
     path = name.removesuffix(".weight")
     dense = model.get_submodule(path)
-    kind = sparse_kind(dense)
-    assert kind is not None and isinstance(dense.weight, Later)
+    kind, drawn = sparse_kind(dense), dense.weight
+    assert kind is not None and isinstance(drawn, Tensor)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         layer = kind.like(dense, held.flat)
-        values = dense.weight.entries(held.flat)
+        values = drawn.entries(held.flat) if isinstance(drawn, Later) else drawn.flatten()[held.flat]
         layer.weight.copy_(values[torch.searchsorted(held.flat, layer.positions())])
     if layer.bias is not None:
         layer.bias = dense.bias  # type: ignore[assignment]

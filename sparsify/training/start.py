@@ -169,7 +169,7 @@ def plan_topology(settings: Settings, steps: int, seed: int, layers: list[Layer]
         power=settings.power,
     )
     sparsity = settings.sparsity if method.sparse else 0.0
-    if sparsity and not masks:
+    if sparsity and not masks and not masks.positions:
         raise RecipeError(
             f"Nothing in this network can be {sparsity:.0%} sparse: no trainable matrix or kernel is left that its "
             f"forward pass multiplies by. Look for rules in topology.layers that keep too much dense, or train densely."

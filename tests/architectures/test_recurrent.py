@@ -35,6 +35,10 @@ def test_equal_to_torch(kind):
 def test_each_gate_is_a_layer_used_once_a_step(kind):
     model = build(f"char_{kind}", {"embedding": 6, "hidden": 8, "readout": [5]}, (9,), 256, 256)
     layers = {layer.name: layer for layer in find_layers(model, torch.zeros(1, 9, dtype=torch.int64))}
+    with torch.device("meta"):
+        same = build(f"char_{kind}", {"embedding": 6, "hidden": 8, "readout": [5]}, (9,), 256, 256)
+        unseen = find_layers(same, torch.zeros(1, 9, dtype=torch.int64))
+    assert [layer.name for layer in unseen] == list(layers), "masks are drawn in this order"
     gates = [name for name in layers if "_gate." in name]
     assert len(gates) == 2 * len(GATES[kind]) and len(layers) == len(gates) + 3
     assert not layers["embedding.weight"].sparse and layers.pop("embedding.weight").positions == 0

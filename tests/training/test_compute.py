@@ -6,10 +6,12 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from sparsify.architectures._recurrent import GATES
 from sparsify.errors import InterruptedTraining, RecipeError
 from sparsify.nn import SparseLinear
 from sparsify.recipe import Optimizer, Recipe, load_recipe
@@ -69,6 +71,28 @@ def test_masks_agree_update_by_update(method, optimizer, tmp_path, states):
     for key in ("loss", "test_loss", "training_flops", "active_neurons", "churn", "grown", "sparsity"):
         assert lines[0][key] == pytest.approx(lines[1][key], rel=1e-4), key
     assert lines[1]["itop_rate"] is None
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("model", ["char_gru", "char_lstm"])
+def test_masks_of_gates_agree_update_by_update(model, large, tmp_path, states, monkeypatch):
+    """Also where the gates count as large and are never drawn as a whole."""
+    text = np.random.default_rng(0).integers(97, 123, 4000, np.uint8).tobytes()
+    (tmp_path / "text").write_bytes(text)
+    changes = [f"data.path={tmp_path / 'text'}", f"data.size={len(text)}", "data.test_bytes=500", "data.length=20"]
+    changes += [f"model.name={model}", "model.hidden=48", "model.embedding=24", "model.readout=[32]"]
+    changes += ["training.steps=12", "topology.delta_t=3", "topology.sparsity=0.8", "data.name=text"]
+    given = load_recipe("char-gru-enwik8", changes)
+    if large:
+        monkeypatch.setattr(deferred, "LARGE", 2000)
+    lines = [train(given, tmp_path / c, compute=c).line for c in ("masked", "sparse")]
+    masked, sparse = states[:12], states[12:]
+    assert sum("_gate" in name for name in sparse[0].masks.positions) == 2 * len(GATES[model.removeprefix("char_")])
+    for ours, theirs in zip(sparse, masked, strict=True):
+        assert ours.updates == theirs.updates and ours.masks.digest() == theirs.masks.digest(), f"step {ours.step}"
+    assert sparse[-1].updates == 4
+    for key in ("loss", "test_loss", "training_flops", "active_neurons", "churn", "grown", "sparsity"):
+        assert lines[0][key] == pytest.approx(lines[1][key], rel=1e-4), key
 
 
 @pytest.mark.parametrize("first, then", [("masked", "sparse"), ("sparse", "masked"), ("sparse", None)])

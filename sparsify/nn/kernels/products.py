@@ -4,7 +4,8 @@
     input gradient  dx[i, :] = sum_o w[o, i] dy[o, :]                   SpMM by the transposed pattern
     weight gradient dw[o, i] = dy[o, :] . x[i, :]                       SDDMM, at the non-zeros only
 
-Activations are planes [features, pitch]: a feature's values for the whole batch lie side by side. The columns are cut
+Activations are planes [features, pitch]: a feature's values for the whole batch lie side by side; or several such
+blocks behind each other, one for each panel of the batch (`products.Lanes`). The columns are cut
 into blocks whose planes stay in the nearest caches; in a block the non-zeros lie row by row (`pattern.py`). Forward
 shares out rows: a row's sums wait in y between blocks. Backward shares out blocks of columns: nobody else adds to a
 block's dx, so both gradients come from one pass, and no second, transposed structure is ever built.
@@ -34,11 +35,11 @@ def emit(module: Module) -> None:
 
 
 class _Planes:
-    """One panel of the batch in planes [features, pitch]."""
+    """One panel of the batch in planes [features, pitch]. step: bytes from one panel to the next."""
 
-    def __init__(self, body: Body, base: ir.Value, panel: ir.Value, pitch: ir.Value, vectors: int) -> None:
-        self.body, self.pitch, self.vectors = body, pitch, vectors
-        self.base = body.at(base, body.builder.mul(panel, body.const(vectors * body.module.width)), F32)
+    def __init__(self, body: Body, base: ir.Value, panel: ir.Value, step: ir.Value, pitch: ir.Value) -> None:
+        self.body, self.pitch = body, pitch
+        self.base = body.bytes(base, body.builder.mul(panel, step))
 
     def place(self, feature: ir.Value) -> ir.Value:
         b = self.body.builder
@@ -57,17 +58,17 @@ class _Planes:
 def _forward(module: Module, vectors: int) -> None:
     """void f(buffers, constants, tile): y of one tile of rows and one panel.
 
-    buffers: x, y, values, bias.  constants: parameters (tiles, blocks, panels, pitch in bytes), bounds, rows, firsts,
-    columns, row_starts, column_starts.
+    buffers: x, y, values, bias.  constants: parameters (tiles, blocks, panels; in bytes: pitch, a panel of x, of y),
+    bounds, rows, firsts, columns, row_starts, column_starts.
     """
     body = Body(module, f"sparsify_forward_{vectors}")
     b = body.builder
     buffers, constants, number = body.arguments
     x, y, values, bias = (body.pointer(buffers, i) for i in range(4))
     parameters, bounds, rows, firsts, columns, row_starts = (body.pointer(constants, i) for i in range(6))
-    tiles, blocks, panels, pitch = body.numbers(parameters, 4)
+    tiles, blocks, panels, pitch, x_step, y_step = body.numbers(parameters, 6)
     panel, tile = b.urem(number, panels), b.udiv(number, panels)
-    inputs, outputs = (_Planes(body, p, panel, pitch, vectors) for p in (x, y))
+    inputs, outputs = (_Planes(body, p, panel, step, pitch) for p, step in ((x, x_step), (y, y_step)))
     edges = [body.load(row_starts, b.add(tile, body.const(i)), I64, align=8) for i in (0, 1)]
     with body.loop(*edges) as row:
         start = body.splat(body.load(bias, row.index, F32))
@@ -102,15 +103,15 @@ def _backward(module: Module, vectors: int, name: str) -> None:
     dx = body.pointer(buffers, 4) if name == "backward" else None
     parameters, bounds, rows, firsts, columns = (body.pointer(constants, i) for i in range(5))
     column_starts = body.pointer(constants, 6)
-    tiles, _, panels, pitch = body.numbers(parameters, 4)
+    tiles, _, panels, pitch, x_step, y_step = body.numbers(parameters, 6)
     ring = b.alloca(module.vector, size=ir.Constant(I32, _RING))
     ring.align = 64
     limits = [body.load(bounds, b.mul(b.add(block, body.const(i)), tiles), I64, align=8) for i in (0, 1)]
     base = body.load(firsts, limits[0], I64, align=8)
     sums = body.at(dw, base, F32)
     with body.loop(0, panels) as panel:
-        inputs, outputs = (_Planes(body, p, panel.index, pitch, vectors) for p in (x, dy))
-        gradients = _Planes(body, dx, panel.index, pitch, vectors) if dx is not None else None
+        inputs, outputs = (_Planes(body, p, panel.index, step, pitch) for p, step in ((x, x_step), (dy, y_step)))
+        gradients = _Planes(body, dx, panel.index, x_step, pitch) if dx is not None else None
         if gradients is not None:
             edges = [body.load(column_starts, b.add(block, body.const(i)), I64, align=8) for i in (0, 1)]
             with body.loop(*edges) as column:
