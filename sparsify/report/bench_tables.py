@@ -53,7 +53,7 @@ def notes(report: Report) -> list[str]:
     found = []
     single = [row for rows in by_source(report.rows).values() if len(cases(rows)) == 1 for row in rows]
     if len(single) <= FEW:
-        found += [f"{row.source} in {row.version}: {row.verdict}." for row in single]
+        found += [f"{row.source} in {_named(row)}: {row.verdict}." for row in single]
         found += _against_the_best(single)
     found += _break_even(report.break_even)
     found += [f"Wrong: {why}" for why in dict.fromkeys(report.wrong.values())]
@@ -76,6 +76,11 @@ def notes(report: Report) -> list[str]:
         f"{report.largest_error:.0e} (relative)."
     )
     return found
+
+
+def _named(row: Row) -> str:
+    """Several runtimes may come in one package."""
+    return row.version if row.version.startswith(f"{row.runtime} ") else f"{row.runtime} ({row.version})"
 
 
 def _times(source: str, rows: list[Row]) -> Table:
