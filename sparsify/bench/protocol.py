@@ -170,7 +170,8 @@ def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
     """||found - expected|| / ||expected||; infinite where shapes differ or anything is not finite."""
     if found.shape != expected.shape or not np.isfinite(found).all() or not np.isfinite(expected).all():
         return float("inf")
-    return float(np.linalg.norm(found - expected) / (np.linalg.norm(expected) + 1e-30))
+    wide = expected.astype(np.float64)  # whose squares float32 might not hold
+    return float(np.linalg.norm(found - wide) / (np.linalg.norm(wide) + 1e-30))
 
 
 def take_turns(

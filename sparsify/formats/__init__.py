@@ -24,6 +24,8 @@ from sparsify.topology.digest import mask_digest
 if TYPE_CHECKING:
     from torch import nn
 
+FILLER = 0.01  # size of a dense twin's random weights, in that of the others
+
 
 @dataclass(frozen=True, eq=False)
 class SparseModel:
@@ -122,13 +124,17 @@ def check_against_metadata(model: SparseModel, path: Path) -> SparseModel:
 
 
 def densified(model: SparseModel, seed: int = 0) -> SparseModel:
-    """The dense twin: the same network with every zero weight replaced by a random one of like size."""
+    """The dense twin: the same network with every zero weight replaced by a small random one.
+
+    Small, so that activations stay as they are: weights of the others' size would multiply them in every layer, and
+    those of a deep network would overflow.
+    """
     random = np.random.default_rng(seed)
     tensors = dict(model.tensors)
     for name, mask in model.masks().items():
         weight = tensors[name]
         scale = float(weight[mask].std()) if mask.any() else 0.01
-        filler = random.standard_normal(weight.shape, dtype=np.float32) * max(scale, 1e-3)
+        filler = random.standard_normal(weight.shape, dtype=np.float32) * max(scale, 1e-3) * FILLER
         tensors[name] = np.where(weight != 0, weight, filler).astype(weight.dtype)
     metadata = model.metadata and model.metadata.densified(mask_digest({n: tensors[n] != 0 for n in model.masks()}))
     return replace(model, tensors=tensors, metadata=metadata)

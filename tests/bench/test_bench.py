@@ -138,6 +138,8 @@ def test_relative_error():
     assert relative_error(np.array([3.0, 0.0]), np.array([0.0, 4.0])) == pytest.approx(1.25)
     assert relative_error(np.array([np.nan]), np.array([1.0])) == np.inf
     assert relative_error(np.ones(2), np.ones(3)) == np.inf
+    huge = np.full(2, 1e30, np.float32)
+    assert relative_error(huge, huge) == 0 and relative_error(huge * 2, huge) == pytest.approx(1)
 
 
 def test_bad_questions(model):

@@ -124,6 +124,15 @@ def test_run_that_is_not_finished_gives_its_last_checkpoint(tmp_path, short_reci
     assert model.metadata.origin == "in training" and model.metadata.training["steps"] == 23
 
 
+def test_a_dense_twin_computes_numbers_of_the_same_size(finished_run):
+    """Else those of a deep network would overflow: each of its layers multiplies them by the norm of its weight."""
+    model = open_source(finished_run)
+    twin = densified(model)
+    for layer in model.layers:
+        norms = [np.linalg.norm(each.tensors[layer.name]) for each in (model, twin)]
+        assert norms[1] == pytest.approx(norms[0], rel=1e-2)
+
+
 def test_densified_twin_has_no_zeros_and_the_same_form(finished_run):
     model = open_source(finished_run)
     twin = densified(model)
