@@ -11,6 +11,7 @@ leave through residual, clamp and a masked store. The stream holds what a turn r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +33,7 @@ _RETURN = b"\xc5\xf8\x77\xc3"  # vzeroupper; ret
 class Rows:
     """A block's share of the non-zeros, in the order of use: by column, then by row."""
 
+    first: int  # the block's first row, counted from the first one of its strip
     count: int
     row: np.ndarray  # int64 [nnz], 0 .. count - 1
     shift: np.ndarray  # int64 [nnz] floats
@@ -47,40 +49,47 @@ class Part:
     last: bool = True
 
 
-def stream(rows: Rows, bias: np.ndarray, epilogue: Epilogue) -> np.ndarray:
-    """The stream of one block: float32, whole cache lines."""
-    length = STREAM_HEAD + rows.count + len(rows.value)
+def stream(strip: Sequence[Rows], bias: np.ndarray, epilogue: Epilogue) -> np.ndarray:
+    """The stream of one strip: float32, whole cache lines."""
+    weights = np.concatenate([block.value for block in strip])
+    length = STREAM_HEAD + len(weights) + len(bias)
     floats = np.zeros(-(-length // 16) * 16, np.float32)
     floats[0], floats[1] = epilogue.low, epilogue.high
     floats[8:16] = (1 << np.arange(8)).astype(np.int32).view(np.float32)
-    floats[STREAM_HEAD : STREAM_HEAD + rows.count] = bias
-    floats[STREAM_HEAD + rows.count : length] = rows.value
+    floats[STREAM_HEAD : STREAM_HEAD + len(weights)] = weights
+    floats[STREAM_HEAD + len(weights) : length] = bias
     return floats
 
 
 def straight(
-    rows: Rows, encoder: Encoder, channel: int, epilogue: Epilogue, part: Part | None = None, ahead: int = 0
+    strip: Sequence[Rows], encoder: Encoder, channel: int, epilogue: Epilogue, part: Part | None = None, ahead: int = 0
 ) -> bytes:
-    """The code of one block, or a part of it. `channel`: floats from one output row's plane to the next;
-    `ahead`: bytes from here to outputs that are worth fetching already, 0 for none."""
+    """The code of one strip of blocks, or a part of it: at each vector of positions one block comes after the
+    other, so that what they read is fetched from the second-level cache once. `channel`: floats from one output
+    row's plane to the next; `ahead`: bytes from here to outputs that are worth fetching already, 0 for none."""
     part = part or Part()
-    accumulators = np.arange(rows.count)
-    begin = encoder.broadcast(accumulators, STREAM_HEAD + accumulators)
-    if not part.first:
-        begin = encoder.load(accumulators, R10, accumulators * channel * 4)
     rest = Epilogue(
         epilogue.residual if part.first else None,
         epilogue.low if part.last else -np.inf,
         epilogue.high if part.last else np.inf,
     )
-    body = [
-        _LOCATE,
-        encoder.turn(),
-        begin.tobytes(),
-        fetch(R10, accumulators * channel * 4 + ahead).tobytes() if ahead and part.first else b"",
-        _products(rows, encoder).tobytes(),
-        finish(rows.count, encoder, channel, rest),
-    ]
+    body, index = [encoder.turn()], STREAM_HEAD
+    bias = STREAM_HEAD + sum(len(block.value) for block in strip)
+    for block in strip:
+        accumulators = np.arange(block.count)
+        there = (block.first + accumulators) * channel * 4
+        body += [
+            _LOCATE,
+            (
+                encoder.constant(accumulators, bias + block.first + accumulators)
+                if part.first
+                else encoder.load(accumulators, R10, there)
+            ).tobytes(),
+            fetch(R10, there + ahead).tobytes() if ahead and part.first else b"",
+            _products(block, encoder, index).tobytes(),
+            finish(there, encoder, rest),
+        ]
+        index += len(block.value)
     return loop(b"".join(body))
 
 
@@ -90,13 +99,13 @@ def loop(body: bytes) -> bytes:
     return b"\x49\x89\xd3" + body + _NEXT + b"\x0f\x85" + back.to_bytes(4, "little", signed=True) + _RETURN
 
 
-def _products(rows: Rows, encoder: Encoder) -> np.ndarray:
+def _products(rows: Rows, encoder: Encoder, first: int) -> np.ndarray:
     """Loads, multiplications and steps of the stream pointer, in order: uint8 [bytes]."""
     if not len(rows.value):
         return np.zeros(0, np.uint8)
     opens = np.concatenate([[True], rows.shift[1:] != rows.shift[:-1]])
     inputs = np.array(encoder.inputs)[(np.cumsum(opens) - 1) % len(encoder.inputs)]
-    index = STREAM_HEAD + rows.count + np.arange(len(rows.value))
+    index = first + np.arange(len(rows.value))
     steps = index % encoder.stream_step == 0
     loads = encoder.load(inputs[opens], RAX, rows.shift[opens] * 4)
     products = encoder.fma(rows.row, inputs, index)
@@ -115,10 +124,9 @@ def _put(code: np.ndarray, places: np.ndarray, instructions: np.ndarray) -> None
     code[places[:, None] + np.arange(instructions.shape[1])] = instructions
 
 
-def finish(rows: int, encoder: Encoder, channel: int, epilogue: Epilogue) -> bytes:
-    """Residual, clamp and store of all rows of a block."""
-    registers = np.arange(rows)
-    there = registers * channel * 4
+def finish(there: np.ndarray, encoder: Encoder, epilogue: Epilogue) -> bytes:
+    """Residual, clamp and store of all rows of a block; `there` are the bytes from an output to each of them."""
+    registers = np.arange(len(there))
     parts = []
     if epilogue.residual is not None:
         parts += [_RESIDUAL, encoder.add(registers, RAX, there).tobytes()]

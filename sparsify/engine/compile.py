@@ -125,7 +125,7 @@ def _compile(
     for name in program.outputs:
         lowering.bring(name, None)
     give_back()
-    executable = Executable(program, lowering.steps, target, threads)
+    executable = Executable(program, lowering.steps, target, threads, tuning.band_bytes)
     del lowering
     give_back()
     return executable

@@ -81,10 +81,9 @@ class Avx512:
         """add rdx, stream_step * 4"""
         return _rows(0x48, 0x81, 0xC2, *_disp32(self.stream_step * 4))
 
-    def broadcast(self, register: Numbers, index: Numbers) -> np.ndarray:
-        """register = stream[index]"""
-        head = self._evex(_MAP_0F38, _66, 0x18, register, base=RDX)
-        return _rows(*head, _modrm(register, RDX, 1), np.asarray(index) % self.stream_step - 128 & 255)
+    def constant(self, register: Numbers, index: Numbers) -> np.ndarray:
+        """register = stream[index], wherever the stream's pointer stands"""
+        return self._far(_MAP_0F38, _66, 0x18, register, R11, np.asarray(index) * 4)
 
     def fma(self, row: Numbers, input: Numbers, index: Numbers) -> np.ndarray:
         """row += input * stream[index]"""
@@ -107,7 +106,7 @@ class Avx512:
         """register = max or min(stream[index], register): an instruction that fetches the limit once, and
         one for each register. The second operand wins if one is not a number, so such results survive."""
         bound = self.inputs[0]
-        fetch = self._far(_MAP_0F38, _66, 0x18, bound, R11, index * 4)
+        fetch = self.constant(bound, index)
         head = self._evex(_MAP_0F, _NONE, 0x5F if kind == "max" else 0x5D, register, bound, third=register)
         return fetch, _rows(*head, _modrm(register, 0, 3) | np.asarray(register) & 7)
 
@@ -137,22 +136,22 @@ class Avx2:
         bits = b"\xc4\x62\x7d\x58\x79\x08"  # vpbroadcastd ymm15, [rcx + 8]
         both = b"\xc4\x41\x05\xdb\x7b\x20"  # vpand ymm15, ymm15, [r11 + 32]
         equal = b"\xc4\x41\x05\x76\x7b\x20"  # vpcmpeqd ymm15, ymm15, [r11 + 32]
-        return bits + both + equal + b"\x4c\x89\xda"  # mov rdx, r11
+        return bits + both + equal
 
     def advance(self) -> np.ndarray:
         """Never needed."""
         return np.zeros((1, 0), np.uint8)
 
-    def broadcast(self, register: Numbers, index: Numbers) -> np.ndarray:
+    def constant(self, register: Numbers, index: Numbers) -> np.ndarray:
         """register = stream[index]"""
-        return self._far(_MAP_0F38, _66, 0x18, register, RDX, np.asarray(index) * 4)
+        return self._far(_MAP_0F38, _66, 0x18, register, R11, np.asarray(index) * 4)
 
     def fma(self, row: Numbers, input: Numbers, index: Numbers) -> np.ndarray:
         """row += input * stream[index]"""
         weight = np.broadcast_to(self.weight, np.shape(row) or (1,))
         head = self._vex(_MAP_0F38, _66, 0xB8, row, input, self.weight >> 3)
         product = _rows(*head, _modrm(row, 0, 3) | self.weight & 7)
-        return np.concatenate([self.broadcast(weight, index), product], axis=1)
+        return np.concatenate([self.constant(weight, index), product], axis=1)
 
     def load(self, register: Numbers, base: int, displacement: Numbers) -> np.ndarray:
         """register = memory"""
@@ -169,7 +168,7 @@ class Avx2:
     def limit(self, kind: str, register: Numbers, index: int) -> tuple[np.ndarray, np.ndarray]:
         """As Avx512.limit."""
         bound, r = self.inputs[0], np.asarray(register)
-        fetch = self._far(_MAP_0F38, _66, 0x18, bound, R11, index * 4)
+        fetch = self.constant(bound, index)
         head = self._vex(_MAP_0F, _NONE, 0x5F if kind == "max" else 0x5D, r, bound, r >> 3 & 1)
         return fetch, _rows(*head, _modrm(r, 0, 3) | r & 7)
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from sparsify.engine.bands import Moving, visits
 from sparsify.engine.library import library
 from sparsify.engine.memory import Arena, Code, aligned, lines
 from sparsify.engine.memory_plan import MemoryPlan, Place
 from sparsify.engine.program import Program, Value
-from sparsify.engine.runtime import Job, pool, release_with
+from sparsify.engine.runtime import Job, Record, pool, release_with
 from sparsify.engine.stage import PythonStage, Stage
 from sparsify.engine.target import Target
 from sparsify.errors import EngineError
@@ -53,7 +54,8 @@ class Row:
 class Executable:
     """Runs a program on arrays of the shapes that it was compiled for. May be shared by threads."""
 
-    def __init__(self, program: Program, steps: Sequence[Step], target: Target, threads: int) -> None:
+    def __init__(self, program: Program, steps: Sequence[Step], target: Target, threads: int, band: int) -> None:
+        """`band`: as in Tuning.band_bytes."""
         self.program = replace(program, operations=())  # the dense weights may go
         self._library = library(target)
         self._pool = pool(self._library, threads)
@@ -68,7 +70,7 @@ class Executable:
         self._code = _executable(code)
         self._fixed = self._weights.size + len(code)
         self._code_end = self._code.address if self._code is not None else 0
-        self._segments = [_Segment(self, group, threads) for group in _grouped(steps)]
+        self._segments = [_Segment(self, group, threads, band) for group in _grouped(steps)]
 
     def run(self, inputs: Sequence[np.ndarray], into: Sequence[np.ndarray] | None = None) -> list[np.ndarray]:
         """The program's outputs for `inputs`: C-ordered arrays of the program's shapes and types.
@@ -143,7 +145,7 @@ def _grouped(steps: Sequence[Step]) -> list[list[Step]]:
 class _Segment:
     """Native stages that run in one call, or one Python stage."""
 
-    def __init__(self, owner: Executable, steps: list[Step], threads: int) -> None:
+    def __init__(self, owner: Executable, steps: list[Step], threads: int, band: int) -> None:
         self._plan, self._pool = owner._plan, owner._pool
         self._values = owner.program.values
         self._seconds = 0.0
@@ -152,12 +154,31 @@ class _Segment:
         self._failures: list[tuple[np.ndarray, str]] = []
         self._job: Job | None = None
         if isinstance(steps[0].stage, Stage):
-            self._job = Job([record for step in steps for record in self._records(step, owner)], threads)
+            records, self._owners = self._visits(steps, owner, band)
+            self._job = Job(records, threads)
             release_with(self, self._pool, self._job)
         self._steps = [_light(step) for step in steps]
 
-    def _records(self, step: Step, owner: Executable) -> list[tuple[int, int, int, int]]:
-        """What the runtime reads, once for each of the stage's steps, which differ in their number."""
+    def _visits(self, steps: list[Step], owner: Executable, band: int) -> tuple[list[Record], list[int]]:
+        """What the runtime reads, and which step each record belongs to."""
+        tables = [self._records(step, owner) for step in steps]
+        order = visits([self._moving(step) for step in steps], band)
+        records = [(*row, visit.tiles, visit.first) for visit in order for row in tables[visit.step]]
+        return records, [visit.step for visit in order for _ in tables[visit.step]]
+
+    def _moving(self, step: Step) -> Moving | int:
+        """A step as bands see it."""
+        stage = step.stage
+        assert isinstance(stage, Stage)
+        places = {*step.reads, *step.writes}
+        slots = {place: slot for place in places if (slot := self._plan.slot(place)) is not None}
+        if stage.sweep is None or len(slots) < len(places):
+            return stage.tiles
+        size = sum({slot: layout.size * 4 for (_, layout), slot in slots.items() if layout is not None}.values())
+        return Moving(stage.sweep, tuple(slots[place] for place in step.reads), slots[step.writes[0]], size)
+
+    def _records(self, step: Step, owner: Executable) -> list[tuple[int, int, int]]:
+        """Function and tables, once for each of the stage's steps, which differ in their number."""
         stage = step.stage
         assert isinstance(stage, Stage)
         columns = len(step.reads) + len(step.writes) + 2
@@ -181,7 +202,7 @@ class _Segment:
         self._keep += [buffers, constants, owner._weights, owner._code]
         function = owner._library.address(stage.function)
         assert function, f"the kernel library has no function {stage.function}"
-        return [(function, row.ctypes.data, constants.ctypes.data, stage.tiles) for row in buffers]
+        return [(function, row.ctypes.data, constants.ctypes.data) for row in buffers]
 
     def run(self, arrays: dict[str, np.ndarray]) -> None:
         start = time.perf_counter()
@@ -225,10 +246,9 @@ class _Segment:
         return self._plan.buffer(place)[:count].view(value.dtype).reshape(value.shape)
 
     def report(self) -> list[Row]:
-        shares = np.ones(1)
+        shares: np.ndarray = np.ones(1)
         if self._job is not None:
-            counts = [step.stage.steps for step in self._steps if isinstance(step.stage, Stage)]
-            shares = np.add.reduceat(self._job.shares(), np.cumsum([0, *counts[:-1]]))
+            shares = np.bincount(self._owners, self._job.shares(), len(self._steps))
         return [_row(step, self._seconds * share) for step, share in zip(self._steps, shares, strict=True)]
 
 

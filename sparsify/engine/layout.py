@@ -56,8 +56,8 @@ class Planes:
 
     @property
     def step(self) -> int:
-        """Floats from one position to the next."""
-        return 1 if self.lanes == 1 else self.channels * self.lanes
+        """Floats from one position to the next: with lanes, an odd number of vectors, for the caches' sake."""
+        return 1 if self.lanes == 1 else (self.channels | 1) * self.lanes
 
     @property
     def phase(self) -> int:

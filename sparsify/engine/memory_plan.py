@@ -75,6 +75,10 @@ class MemoryPlan:
             self._slots.append(_Slot(_kind(layout), size))
         self._of[place] = best
 
+    def slot(self, place: Place) -> int | None:
+        """Which buffer a place is in; None where it is the caller's own array."""
+        return self._of.get(place)
+
     def buffer(self, place: Place) -> np.ndarray:
         """The memory of a place: float32 for planes, bytes otherwise."""
         return self._buffers[self._of[place]]

@@ -22,6 +22,7 @@ _CROWDED = 50  # the same where there are more threads than cores
 _START = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
 _TAKE_PART = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
 _SERVE = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64])
+Record = tuple[int, int, int, int, int]  # function, buffer and constant table (addresses), tiles, first tile
 
 
 def spins(threads: int) -> int:
@@ -32,8 +33,7 @@ def spins(threads: int) -> int:
 class Job:
     """Stages as the native runtime sees them. Holds no memory of theirs but the tables of addresses."""
 
-    def __init__(self, records: Sequence[tuple[int, int, int, int]], threads: int) -> None:
-        """`records`: function, buffer table, constant table (addresses) and tiles of each stage."""
+    def __init__(self, records: Sequence[Record], threads: int) -> None:
         stages = len(records)
         self.records = aligned(stages * RECORD, np.int64)
         self.records[:] = np.array(records, np.int64).ravel()
@@ -41,7 +41,8 @@ class Job:
         self.clock = aligned(stages + 1, np.int64)
         shares = self.counters.reshape(-1, threads + 1, LINE)
         for stage, record in enumerate(records):
-            shares[stage, 1:, 1] = [record[3] * (t + 1) // threads for t in range(threads)]
+            tiles, first = record[3:]
+            shares[stage, 1:, 1] = [first + tiles * (t + 1) // threads for t in range(threads)]
         self.head = aligned(JOB, np.int64)
         addresses = [a.ctypes.data for a in (self.records, self.counters, self.clock)]
         self.head[1:7] = [stages, threads, *addresses, spins(threads)]

@@ -5,7 +5,7 @@ A job is an int64 array, each counter on a cache line of its own:
     job[0]           generation of the current run
     job[1..6]        stages, threads, addresses of the stage records, the counters and the clock's readings,
                      pauses before a waiting thread yields its core
-    record[s]        function, buffers, constants, tiles
+    record[s]        function, buffers, constants, tiles, number of the first tile
     counter[s][0]    tiles done;  counter[s][1 + t]  next tile of thread t's share, and the share's end
 
 Counters carry the generation in their upper half, so that a thread that comes late from an earlier run
@@ -21,7 +21,7 @@ from sparsify.engine.ir import I64, POINTER, STAGE_TYPE, Body, Module
 
 LINE = 8  # int64 in a cache line
 JOB = 8  # int64 in a job's head
-RECORD = 4
+RECORD = 5
 POOL_TICKET, POOL_JOB, POOL_ACTIVE, POOL_PARKED = 0, LINE, 2 * LINE, 3 * LINE
 
 
@@ -164,11 +164,12 @@ def _start(module: Module) -> None:
     tag = builder.shl(generation, body.const(32))
     row = builder.mul(builder.add(threads, body.const(1)), body.const(LINE))
     with body.loop(0, stages) as stage:
-        tiles = body.load(records, builder.add(builder.mul(stage.index, body.const(RECORD)), body.const(3)), I64)
+        record = body.at(records, builder.mul(stage.index, body.const(RECORD)), I64)
+        tiles, start = (body.load(record, i, I64, align=8) for i in (3, 4))
         done = body.at(counters, builder.mul(stage.index, row), I64)
         _publish(body, tag, done, 0)
         with body.loop(0, threads) as thread:
-            first = builder.udiv(builder.mul(tiles, thread.index), threads)
+            first = builder.add(start, builder.udiv(builder.mul(tiles, thread.index), threads))
             place = builder.mul(builder.add(thread.index, body.const(1)), body.const(LINE))
             _publish(body, builder.or_(tag, first), done, place)
     body.store(_clock(body), clock, 0, align=8)

@@ -16,7 +16,7 @@ import numpy as np
 from sparsify.engine import nonzeros
 from sparsify.engine.layout import LINE, Planes, up
 from sparsify.engine.program import Convolution, Linear, Operation, Pool, Shape, writes
-from sparsify.engine.stage import Context
+from sparsify.engine.stage import Context, Sweep
 
 Window = Convolution | Pool
 
@@ -175,6 +175,25 @@ def positions(input: Planes, output: Planes, stride: tuple[int, int], width: int
 
 def _table(columns: Sequence[np.ndarray]) -> np.ndarray:
     return np.stack(columns, axis=1).astype(np.uint32).view(np.int32)
+
+
+def sweep(operation: Window | Linear, input: Planes, output: Planes, panel: int, tiles: int) -> Sweep | None:
+    """How a stage goes over `positions` in panels of `panel` vectors, each of `tiles` tiles. None where vectors
+    hold positions rather than images: they do not end with a row."""
+    if output.lanes == 1:
+        return None
+    block, row = np.divmod(np.arange(output.blocks * output.height), output.height)
+    first = last = row
+    if not isinstance(operation, Linear):
+        first = row * operation.stride[0] - operation.padding[0]
+        last = first + (_kernel(operation)[0] - 1) * operation.dilation[0]
+    needs = np.stack([first, last + 1], axis=1).clip(0, input.height) + (block * input.height)[:, None]
+    same = np.arange(len(row))[:, None] + np.arange(2)
+    vectors = len(row) * output.width
+    starts = np.arange(0, vectors, panel)
+    rows = np.stack([starts, np.minimum(starts + panel, vectors) + output.width - 1], axis=1) // output.width
+    residual = not isinstance(operation, Pool) and operation.epilogue.residual is not None
+    return Sweep(tiles, rows, (needs, same) if residual else (needs,))
 
 
 @dataclass(frozen=True, eq=False)

@@ -52,6 +52,16 @@ class Context:
 
 
 @dataclass(frozen=True, eq=False)
+class Sweep:
+    """That a stage goes through its output from the first row to the last: tiles of one panel of positions, then
+    those of the next. Rows count on from one block of images to the next."""
+
+    tiles: int  # of a panel
+    panels: np.ndarray  # int64 [panels, 2]: the first row that a panel writes to, and the one after its last
+    reads: tuple[np.ndarray, ...]  # of each value read int64 [rows, 2]: the same that a row of the output needs
+
+
+@dataclass(frozen=True, eq=False)
 class Stage:
     """One operation, ready to run natively."""
 
@@ -66,6 +76,7 @@ class Stage:
     replaces: str | None = None  # one of `reads`: the result may be written over it, element by element
     scratch: int = 0  # bytes of scratch memory, shared by the stage's tiles and steps
     failure: str = ""  # the error where the stage leaves its scratch memory's first int64 at anything but 0
+    sweep: Sweep | None = None  # None: tiles come in some other order
     steps: int = 1  # how often all tiles run, each time when the last has ended: recurrences in time
     flops: float = 0.0  # useful floating-point operations: two per non-zero and output position
     density: float = 1.0  # of the weights

@@ -9,7 +9,7 @@ import numpy as np
 from sparsify.engine.layout import Planes
 from sparsify.engine.memory import copied
 from sparsify.engine.program import Convolution, Linear
-from sparsify.engine.sliding import Positions, positions, source
+from sparsify.engine.sliding import Positions, positions, source, sweep
 from sparsify.engine.stage import Context, Stage
 
 _SHARED = 16  # vectors a thread from which threads share positions rather than rows
@@ -71,6 +71,9 @@ def panel_length(layer: Layer, context: Context, blocks: int) -> int:
     fitting = tuning.panel_bytes // (layer.input.channels * width * 4)
     wanted = -(-context.threads * tuning.tiles_per_thread // blocks)  # panels, so that tiles suffice
     longest = max(1, min(tuning.panel, max(fitting, 4), -(-vectors // wanted)))
+    if layer.output.lanes > 1:  # whole rows, or equal parts of a row: what reads them waits for no other
+        width = layer.output.width
+        return longest // width * width or -(-width // -(-width // longest))
     return -(-vectors // -(-vectors // longest))  # equal panels
 
 
@@ -105,6 +108,7 @@ def blocked_stage(
         layouts=layouts,
         replaces=residual,
         code=blocked.code,
+        sweep=sweep(operation, layer.input, layer.output, panel, blocks),
         flops=flops,
         density=layer.density,
         seconds=seconds,

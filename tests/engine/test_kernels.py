@@ -78,6 +78,7 @@ CASES = [
     ("depthwise_rows_below", convolution(RNG, groups=8, stride=(2, 2), padding=(0, 0, 1, 1), size=(8, 9)), {"rows"}),
     ("row", convolution(RNG, size=(1, 40), kernel=(1, 5), padding=(0, 2, 0, 2)), ALL),
     ("images_in_lanes", convolution(RNG, n=16, c=6, o=30), ALL),
+    ("blocks_share_a_function", convolution(RNG, n=16, c=4, o=100, residual=True, low=0.0), ALL),
     ("images_in_lanes_stride", convolution(RNG, n=17, stride=(2, 2), residual=True), ALL),
     ("odd_rows_of_seven", convolution(RNG, o=70, size=(14, 14), stride=(2, 2), density=1.0, residual=True), PLANES),
     ("three_images", convolution(RNG, n=3, c=12, o=20, size=(7, 7)), PLANES),

@@ -34,7 +34,8 @@ def propose(operation: Operation, context: Context) -> Proposal | None:
     if layer is None or layer.input.channel >= _SPAN // 4:
         return None
     shape = _shape(operation, layer, context)
-    loads = layer.nonzeros * (2 + shape.vectors * 2)  # from the second cache, or across lines
+    # From the second cache, or across lines; images side by side are as many streams as positions.
+    loads = layer.nonzeros * (2 + shape.vectors * (2 if layer.output.lanes == 1 else 4))
     sums = shape.blocks * len(operation.weight) * (2 * shape.vectors + 6)
     stream = layer.nonzeros * 6 / _STREAM
     seconds = max((loads + sums) * shape.groups / _LOADS, stream) / context.threads

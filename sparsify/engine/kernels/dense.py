@@ -16,6 +16,7 @@ from sparsify.engine.layout import up
 from sparsify.engine.memory import LINE, copied
 from sparsify.engine.panels import groups_of, in_panels
 from sparsify.engine.program import Convolution, Linear, Operation
+from sparsify.engine.sliding import sweep
 from sparsify.engine.stage import Context, Proposal, Stage
 from sparsify.engine.target import Level
 from sparsify.engine.tiles import Layer, panel_length, prepare
@@ -79,6 +80,7 @@ def _stage(
         tiles=len(records) * -(-vectors // length),
         constants=tuple(copied(np.ascontiguousarray(array)) for array in constants),
         layouts={operation.input: layer.input, **dict.fromkeys((operation.output, *residual), layer.output)},
+        sweep=sweep(operation, layer.input, layer.output, length, len(records)),
         flops=2.0 * layer.nonzeros * layer.where.useful,
         density=layer.density,
         seconds=seconds,

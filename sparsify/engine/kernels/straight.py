@@ -22,8 +22,9 @@ _LOADS = 6.2e9  # a second and thread
 _FETCH = {True: 30e9, False: 14e9}  # bytes of code and weights a second and thread, by whether all are cached
 _CACHED = 1 << 20  # non-zeros of a whole program whose code stays in the last cache
 _PIECES = 8  # that a panel is cut into, to fetch the next block between them
-_AHEAD = 2  # vectors of positions
 _PART = 2048  # non-zeros whose code stays in the first-level cache from one vector to the next
+_STRIP = 2500  # the same where they are those of several blocks, with what begins and ends
+_ROW = 6  # each row's sum, in non-zeros
 _BYTES = 11  # of code and weights for each non-zero or column
 
 
@@ -58,24 +59,39 @@ def _compile(operation: Convolution | Linear, layer: Layer, encode: Encoder, thr
     bounds = cut_rows(found.rows, encode.rows, threads, len(layer.where.table))
     order = np.lexsort((found.row, found.shift, np.searchsorted(bounds, found.row, side="right")))
     edges = np.searchsorted(found.row, bounds)  # rows are sorted, and stay within their block
-    # What a residual brings along comes from memory, at large batches: fetched some vectors early.
-    vector = encode.width if layer.output.lanes == 1 else layer.output.step
-    ahead = _AHEAD * vector * 4 if operation.epilogue.residual is not None else 0
     parts = max(1, -(-int(np.diff(edges).max()) // _PART))
+    # What a residual brings along comes from memory, at large batches: fetched early.
+    far = 2 * encode.width if layer.output.lanes == 1 else layer.output.step
+    ahead = far * 4 if operation.epilogue.residual is not None else 0
     pieces, streams, records, length, floats = [], [], [], 0, 0
-    for start, stop, a, b in zip(bounds[:-1], bounds[1:], edges[:-1], edges[1:], strict=True):
-        for number, chosen in enumerate(np.array_split(order[a:b], parts)):
-            rows = blocks.Rows(int(stop - start), found.row[chosen] - start, found.shift[chosen], found.value[chosen])
+    alone = parts > 1 or layer.output.lanes == 1  # few positions are shared out by blocks
+    for inner in _strips(bounds, edges, 1 if alone else _STRIP):
+        start, end = bounds[inner[0]], bounds[inner[-1] + 1]
+        for number in range(parts):
+            strip = []
+            for block in inner:
+                chosen = np.array_split(order[edges[block] : edges[block + 1]], parts)[number]
+                row, low = found.row[chosen], bounds[block]
+                count = int(bounds[block + 1] - low)
+                strip.append(blocks.Rows(int(low - start), count, row - low, found.shift[chosen], found.value[chosen]))
             place = blocks.Part(number == 0, number == parts - 1)
-            text = blocks.straight(rows, encode, layer.output.channel, operation.epilogue, place, ahead)
+            text = blocks.straight(strip, encode, layer.output.channel, operation.epilogue, place, ahead)
             text += b"\xcc" * (-len(text) % 64)
-            part = blocks.stream(rows, operation.bias[start:stop], operation.epilogue)
-            records.append((length, floats * 4, start * layer.output.channel * 4, len(text), part.nbytes))
+            stream = blocks.stream(strip, operation.bias[start:end], operation.epilogue)
+            records.append((length, floats * 4, start * layer.output.channel * 4, len(text), stream.nbytes))
             pieces.append(text)
-            streams.append(part)
+            streams.append(stream)
             length += len(text)
-            floats += len(part)
+            floats += len(stream)
     return Blocked(b"".join(pieces), np.concatenate(streams), np.array(records, np.int64), parts)
+
+
+def _strips(bounds: np.ndarray, edges: np.ndarray, most: int) -> list[np.ndarray]:
+    """Which blocks share a function: neighbours, as many as leave its code in the first-level cache. What they
+    read is then brought there once for all of them, and what they write lies together."""
+    size = int(np.diff(edges).max()) + _ROW * int(np.diff(bounds).max())
+    count = len(bounds) - 1
+    return np.array_split(np.arange(count), -(-count // max(1, most // size)))
 
 
 def emit(module: Module) -> None:

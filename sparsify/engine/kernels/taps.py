@@ -12,7 +12,7 @@ from sparsify.engine.ir import F32, I32, I64, Body, Module
 from sparsify.engine.layout import Planes, up
 from sparsify.engine.memory import copied
 from sparsify.engine.program import Convolution, Epilogue, Operation, Pool
-from sparsify.engine.sliding import Positions, positions, source, taps
+from sparsify.engine.sliding import Positions, positions, source, sweep, taps
 from sparsify.engine.stage import Context, Stage
 
 _TOGETHER = 8  # vectors of positions in registers
@@ -109,6 +109,7 @@ def _stage(
         tiles=-(-channels // together) * panels,
         constants=tuple(copied(array) for array in constants),
         layouts=where_to,
+        sweep=sweep(operation, input, output, panel, 1),
         flops=flops,
         seconds=channels * len(shifts) * vectors / _RATE / context.threads,
         why="each channel by itself",
