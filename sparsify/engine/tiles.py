@@ -12,7 +12,7 @@ from sparsify.engine.program import Convolution, Linear
 from sparsify.engine.sliding import Positions, positions, source, sweep
 from sparsify.engine.stage import Context, Stage
 
-_SHARED = 16  # vectors a thread from which threads share positions rather than rows
+_SHARED = 8  # vectors a thread from which threads share positions rather than rows
 _FAR = 1 << 31  # bytes that a displacement reaches
 
 
@@ -54,11 +54,16 @@ def prepare(operation: Convolution | Linear, context: Context) -> Layer | None:
     return Layer(input, output, where, operation.nonzeros, operation.nonzeros / operation.weight.size)
 
 
+def shares_positions(vectors: int, threads: int) -> bool:
+    """Whether threads share positions, and all read and write where they did in the layer before; else rows."""
+    return vectors >= _SHARED * threads
+
+
 def cut_rows(rows: int, most: int, threads: int, vectors: int) -> np.ndarray:
     """Bounds of row blocks of nearly equal height; a multiple of `threads` of them where there are too few
     `vectors` of positions to share."""
     count = -(-rows // most)
-    if count > 1 and vectors < _SHARED * threads:
+    if count > 1 and not shares_positions(vectors, threads):
         count = -(-count // threads) * threads
     return np.linspace(0, rows, count + 1).round().astype(np.int64)
 
@@ -74,7 +79,11 @@ def panel_length(layer: Layer, context: Context, blocks: int) -> int:
     if layer.output.lanes > 1:  # whole rows, or equal parts of a row: what reads them waits for no other
         width = layer.output.width
         return longest // width * width or -(-width // -(-width // longest))
-    return -(-vectors // -(-vectors // longest))  # equal panels
+    sharing = context.threads if shares_positions(vectors, context.threads) else 1
+    each = -(-vectors // sharing)
+    least = -(-each // longest)
+    panels = min((least, least + 1), key=lambda count: -(-each // count) * count)
+    return -(-each // panels)  # equal panels, the same number for each thread
 
 
 def blocked_stage(

@@ -14,6 +14,7 @@ from sparsify.engine.memory import copied
 from sparsify.engine.program import Convolution, Epilogue, Operation, Pool
 from sparsify.engine.sliding import Positions, positions, source, sweep, taps
 from sparsify.engine.stage import Context, Stage
+from sparsify.engine.tiles import shares_positions
 
 _TOGETHER = 8  # vectors of positions in registers
 _TILE = 4096  # vector operations that make a tile worth its claim
@@ -84,6 +85,9 @@ def _stage(
     if input.lanes > 1:  # all channels of a few positions lie together
         together, run = channels, min(_TOGETHER, vectors)
         panel = up(max(1, min(-(-vectors // shares), _TILE // (channels * len(shifts)))), run)
+    elif shares_positions(vectors, context.threads):  # as the layers around it
+        together, panel = channels, -(-vectors // (2 * context.threads))
+        run = panel
     else:
         together, panel, run = max(1, min(-(-channels // shares), _TILE // (vectors * len(shifts)))), vectors, vectors
     panels = -(-vectors // panel)
