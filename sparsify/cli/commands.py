@@ -98,7 +98,7 @@ def train(
     options = {"model": model, "data": data, "device": device, "resume": resume, "compute": compute}
     result = train_with_progress(chosen, out, options, quiet=json)
     if json and speaks():
-        print_json({"folder": str(result.folder), **result.line})
+        print_json({"folder": str(result.folder), **result.line, **(result.times.summary() if result.times else {})})
 
 
 @app.command()

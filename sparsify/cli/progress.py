@@ -79,6 +79,12 @@ def train_with_progress(recipe: Recipe | None, out: Path | None, options: dict[s
         f"Test {score_in_words(line)} at {line['sparsity']:.2%} sparsity after {line['step']:,} steps "
         f"and {line['updates']} mask updates. Model: {result.folder / MODEL}"
     )
+    found = result.times.summary() if result.times else {}
+    if "update_share" in found and "step_seconds" in found:
+        console.print(
+            f"A step took {found['step_seconds'] * 1e3:.3g} ms and one that updates the masks "
+            f"{found['update_step_seconds'] * 1e3:.3g} ms; updates were {found['update_share']:.1%} of the time."
+        )
     return result
 
 

@@ -6,9 +6,10 @@ What is chosen is what `topology.select.drop_and_grow` chooses from dense tensor
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,14 +48,29 @@ def exchange(layer: SparseLayer, count: int, drop_score: Score, grow_score: Scor
     blocks of output rows [rows, entries of a row], in ascending order. The gradient is that of the layer's tape;
     without a tape the scores get none. The layer stays as it is.
     """
-    flat, order = layer.positions().sort()
+    flat, order = layer.ascending()
     with torch.no_grad():
-        values = layer.weight.detach().cpu()[order]
+        values = layer.weight.detach().cpu()[torch.from_numpy(order)]
         every = torch.ones(()).bool().expand(len(flat))
-        dropped = largest(-widen(drop_score(Connections(every, values, None, random))), count)
-        kept = flat[~dropped]
-        grown = _largest_of(_scores(layer, kept, grow_score, random), count)
-    return _rewiring(layer, flat, order, torch.cat([kept, grown]).sort().values)
+        dropped = largest(-widen(drop_score(Connections(every, values, None, random))), count).numpy()
+        gone, stays = np.flatnonzero(dropped), np.flatnonzero(~dropped)
+        kept = flat[stays]
+        grown = _largest_of(_scores(layer, torch.from_numpy(kept), grow_score, random), count)
+    stood = np.concatenate([order[stays], _beside(grown, flat[gone], order[gone])])
+    both = np.concatenate([kept, grown])
+    place = np.argsort(both, kind="stable")  # two ascending runs, which it merges
+    chosen = both[place]
+    pattern, inner = layer.arrange(chosen)
+    source = torch.from_numpy(stood[place[inner]])
+    return Rewiring(Positions(layer.pattern.shape, torch.from_numpy(chosen)), pattern, source)
+
+
+def _beside(wanted: np.ndarray, known: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The value beside each `wanted` in `known`, -1 where it is not there. Both ascending, each once."""
+    if not len(known):
+        return np.full(len(wanted), -1)
+    place = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
+    return np.where(known[place] == wanted, values[place], -1)
 
 
 def _scores(layer: SparseLayer, kept: Tensor, score: Score, random: torch.Generator) -> Iterator[tuple[int, Tensor]]:
@@ -73,32 +89,25 @@ def _scores(layer: SparseLayer, kept: Tensor, score: Score, random: torch.Genera
         yield start * width, found
 
 
-def _largest_of(blocks: Iterator[tuple[int, Tensor]], count: int) -> Tensor:
-    """Flat indices of the `count` largest scores, of equal ones the lowest: int64 [count], in no order."""
-    scores, places, least = torch.zeros(0), torch.zeros(0, dtype=torch.int64), -torch.inf
+def _largest_of(blocks: Iterator[tuple[int, Tensor]], count: int) -> np.ndarray:
+    """Flat indices of the `count` largest scores, of equal ones the lowest: int64 [count], ascending."""
+    scores, places, held, least = [torch.zeros(0)], [np.zeros(0, np.int64)], 0, -torch.inf
     for start, found in blocks:
         if not count:
             continue  # random scores are drawn all the same, so that layers behind see the same numbers
         # One that equals the least of `count` found so far comes later, so it is not wanted.
-        better = (found > least).nonzero().squeeze(1)
-        scores, places = torch.cat([scores, found[better]]), torch.cat([places, better + start])
-        if len(scores) > 2 * count:
-            scores, places = _best(scores, places, count)
-            least = float(scores.min())
+        better = np.flatnonzero((found > least).numpy())
+        scores.append(found[torch.from_numpy(better)])
+        places.append(better + start)
+        held += len(better)
+        if held > 2 * count:
+            score, place = _best(scores, places, count)
+            scores, places, held, least = [score], [place], count, float(score.min())
     return _best(scores, places, count)[1]
 
 
-def _best(scores: Tensor, places: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def _best(scores: Sequence[Tensor], places: Sequence[np.ndarray], count: int) -> tuple[Tensor, np.ndarray]:
     """The `count` largest; places ascend, so of equal scores the lowest place is the first."""
-    best = largest(scores, min(count, len(scores)))
-    return scores[best], places[best]
-
-
-def _rewiring(layer: SparseLayer, flat: Tensor, order: Tensor, chosen: Tensor) -> Rewiring:
-    """flat: positions now, ascending, and `order`, where their values stand; chosen: positions next, ascending."""
-    pattern, inner = layer.arrange(chosen.numpy())
-    wanted = chosen[torch.from_numpy(inner)]
-    place = torch.searchsorted(flat, wanted).clamp(max=max(0, len(flat) - 1))
-    there = flat[place] == wanted if len(flat) else torch.zeros(0, dtype=torch.bool)
-    source = torch.where(there, order[place] if len(flat) else place, -1)
-    return Rewiring(Positions(layer.pattern.shape, chosen), pattern, source)
+    score = torch.cat(list(scores))
+    best = np.flatnonzero(largest(score, min(count, len(score))).numpy())
+    return score[torch.from_numpy(best)], np.concatenate(places)[best]

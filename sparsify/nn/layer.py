@@ -81,6 +81,12 @@ class SparseLayer(nn.Module, ABC):
         """Flat indices into the dense weight, int64 [nnz], in the order of `weight`."""
         return torch.from_numpy(self.pattern.positions())
 
+    def ascending(self) -> tuple[np.ndarray, np.ndarray]:
+        """The positions in ascending order, and where the value of each stands: int64 [nnz] both."""
+        positions = self.pattern.positions()
+        order = np.argsort(positions, kind="stable")
+        return positions[order], order
+
     def to_dense(self) -> Tensor:
         """The dense weight [out, in, kernel...], a new tensor of its size."""
         dense = self.weight.new_zeros(math.prod(self.pattern.shape))

@@ -56,6 +56,9 @@ class SparseLinear(SparseLayer):
     def arrange(self, positions: np.ndarray) -> tuple[Pattern, np.ndarray]:
         return build_pattern(positions, self.pattern.shape)
 
+    def ascending(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.pattern.ascending()
+
     def dense_gradient(self, start: int, stop: int) -> Tensor:
         assert self.tape
         (x, errors), *more = self.tape

@@ -17,11 +17,18 @@ def largest(score: Tensor, count: int) -> Tensor:
     flat = score.flatten()
     if count <= 0:
         return torch.zeros_like(score, dtype=torch.bool)
-    threshold = torch.topk(flat, count, sorted=False).values.min()
+    threshold = _largest_but(flat, count)
     chosen = flat > threshold
     ties = (flat == threshold).nonzero().squeeze(1)  # ascending flat indices
     chosen[ties[: count - int(chosen.sum())]] = True
     return chosen.reshape(score.shape)
+
+
+def _largest_but(flat: Tensor, count: int) -> Tensor:
+    """The `count`-th largest."""
+    if flat.device.type == "cpu" and flat.dtype in (torch.float32, torch.float64):  # ten times as fast there
+        return torch.from_numpy(np.partition(flat.detach().numpy(), len(flat) - count))[len(flat) - count]
+    return torch.topk(flat, count, sorted=False).values.min()
 
 
 def widen(score: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,7 @@ from sparsify.training.precision import SMALLEST, LossScale, autocast
 from sparsify.training.snapshot import snapshot
 from sparsify.training.start import Own, Start, choose_device, start_run
 from sparsify.training.step import TrainState, finish_step, record_gradients, start_by_gradient
+from sparsify.training.timing import Times
 
 LOG_EVERY = 50  # steps; the loss is looked at, and may stop the run, as often
 logger = logging.getLogger("sparsify")
@@ -46,6 +48,7 @@ class Progress:
     steps: int
     line: dict[str, Any] = field(default_factory=dict)
     model: nn.Module | None = None  # after the last step
+    times: Times | None = None  # after the last step, where steps do not run on beside their program
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Result:
     folder: Path
     line: dict[str, Any]  # the last line of the metrics
     model: nn.Module | None = None  # the network as it was trained
+    times: Times | None = None  # what steps cost; not on GPUs, which are not waited for
 
 
 def train(
@@ -85,7 +89,7 @@ def train(
             watch(progress)
     assert progress is not None
     line = {key: value for key, value in progress.line.items() if key != "folder"}
-    return Result(Path(progress.line["folder"]), line, progress.model)
+    return Result(Path(progress.line["folder"]), line, progress.model, progress.times)
 
 
 def training(
@@ -111,6 +115,7 @@ def training(
 def _steps(run: Start, world: World) -> Iterator[Progress]:
     recipe, settings, folder, topology = run.recipe, run.recipe.training, run.folder, run.topology
     state, window, dataset, steps = run.state, run.window, run.dataset, run.steps
+    times = Times() if world.device.type == "cpu" else None
     forward = torch.compile(state.model) if settings.compile else state.model
 
     def backward(step: int, stop: bool = False) -> tuple[Tensor, bool]:
@@ -133,13 +138,17 @@ def _steps(run: Start, world: World) -> Iterator[Progress]:
             step, before = state.step + 1, state
             rate = learning_rate(recipe.optimizer.lr, recipe.learning_rate, step, steps)
             set_learning_rate(state.optimizer, rate)
+            began = time.perf_counter()
             record_gradients(state, topology)
             # asked once: a signal that comes later waits for the next step
             loss, stopping = backward(step, stop_asked())
             window.loss += loss
             window.steps += 1
             state = finish_step(state, topology, settings.clip_norm, settings.ema)
-            if state.updates > before.updates:
+            updated = state.updates > before.updates
+            if times is not None:
+                times.add(time.perf_counter() - began, updated)
+            if updated:
                 world.check_masks(state.masks, step)
 
             evaluating = step == steps or _ends_interval(step, recipe, len(dataset.train))
@@ -162,7 +171,7 @@ def _steps(run: Start, world: World) -> Iterator[Progress]:
 
     if world.writes:
         _write_model(run, state, line)
-    yield Progress(steps, steps, {**line, "folder": str(folder)}, state.model)
+    yield Progress(steps, steps, {**line, "folder": str(folder)}, state.model, times)
 
 
 def _backward(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -165,8 +166,12 @@ def test_a_dense_gradient_that_is_not_finite_puts_an_update_off():
 
 
 def test_command_line(sparsify, tmp_path):
-    done = sparsify("train", "--steps", "10", "--compute", "sparse", "--out", "run", "--json")
+    changes = ["--set", "topology.delta_t=4", "--set", "topology.t_end=1.0"]
+    done = sparsify("train", "--steps", "10", "--compute", "sparse", "--out", "run", "--json", *changes)
     assert done.returncode == 0, done.stderr
+    printed = json.loads(done.stdout)
+    whole = 8 * printed["step_seconds"] + 2 * printed["update_step_seconds"]
+    assert printed["update_share"] == pytest.approx(2 * printed["update_step_seconds"] / whole)
     assert read_checkpoint(Path(tmp_path / "run/checkpoint.pt"))["sparse"] == ["1.weight", "3.weight"]
     done = sparsify("train", "--steps", "10", "--compute", "sparse", "--method", "snip", "--out", "other")
     assert done.returncode == 2 and "--compute sparse is not possible here" in done.stderr
