@@ -20,6 +20,7 @@ import sparsify
 from sparsify.data import data_info
 from sparsify.files import write_bytes, write_json
 from sparsify.training import run_folder
+from sparsify.training.compute import Compute
 from sparsify.training.metrics import read_metrics
 
 HERE = Path(__file__).parent
@@ -37,6 +38,7 @@ class Experiment:
     rows: Mapping[str, Sequence[str]]  # label -> changes as "section.key=value"
     columns: Mapping[str, Sequence[str]]
     seeds: Sequence[int]
+    compute: Mapping[str, Compute] = field(default_factory=dict)  # rows that are not masked
     metric: str = "test_accuracy"  # a key of the metrics' last line
     scale: float = 100.0  # factor on it for the table
     unit: str = "test accuracy, %"
@@ -85,7 +87,7 @@ def _train_cell(experiment: Experiment, row: str, column: str, seed: int, given:
     print(f"{experiment.name}: {row}, {column}, seed {seed}", flush=True)
     began, whole = time.process_time(), not run_folder.is_run(place)
     if not (place / run_folder.MODEL).is_file():
-        sparsify.train(recipe, place, data=given.data, resume=not whole)
+        sparsify.train(recipe, place, data=given.data, resume=not whole, compute=experiment.compute.get(row))
     line = read_metrics(place)[-1]
     if whole:  # what other programs take of the machine does not count
         line["cpu_seconds"] = round(time.process_time() - began, 1)
