@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,8 @@ from sparsify.formats import SparseModel, densified
 from sparsify.formats import onnx as onnx_format
 from sparsify.formats._onnx_file import OnnxModel, size_on_disk
 from sparsify.sources import open_source
+
+SETTLING = 4  # samples
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ def prepare(source: str, folder: Path, changes: Sequence[str] = (), before: Subj
     sparse, dense = folder / "sparse.onnx", folder / "dense.onnx"
     model = open_source(source, changes)
     own_file = Path(source).suffix == onnx_format.SUFFIX
+    if model.metadata is not None and model.metadata.origin == "initialised" and not own_file:
+        model = settled(model, model.metadata.network.sample(SETTLING, seed=0))
     if model.metadata is not None and not (own_file and model.metadata.uncut_shapes):
         if own_file:
             sparse = Path(source)
@@ -65,6 +69,29 @@ def prepare(source: str, folder: Path, changes: Sequence[str] = (), before: Subj
         return np.random.default_rng(seed).standard_normal((batch, *shape), dtype=np.float32)
 
     return Subject(source, _sparsity(model), model.digest(), Path(source), dense, normal)
+
+
+def settled(model: SparseModel, inputs: np.ndarray) -> SparseModel:
+    """A freshly initialised network with its batch norms' statistics taken from a batch [n, ...].
+
+    As initialised they pass on what they get, and without training the activations of a deep sparse network vanish on
+    their way: its outputs would be the last bias, whatever a runtime computes before that.
+    """
+    import torch
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    from sparsify.formats._module import build_module
+
+    module = build_module(model)
+    norms = {name: norm for name, norm in module.named_modules() if isinstance(norm, _BatchNorm)}
+    for norm in norms.values():
+        norm.momentum = 1.0  # this batch alone
+        norm.train()
+    with torch.no_grad():
+        module(torch.from_numpy(inputs))
+    found = {f"{name}.{key}": value.numpy() for name, norm in norms.items() for key, value in norm.named_buffers()}
+    statistics = {name: value for name, value in found.items() if name in model.tensors}
+    return replace(model, tensors=model.tensors | statistics)
 
 
 def _foreign_input(graph: OnnxModel, source: str) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from sparsify import registry
 from sparsify.bench.benchmark import benchmark
 from sparsify.bench.machine import describe_machine
 from sparsify.bench.protocol import Contender, compare_outputs, relative_error, running, take_turns
+from sparsify.bench.subjects import prepare
 from sparsify.errors import BenchError, UnknownNameError
 from sparsify.runtimes import load_runtime
 from sparsify.sources import export
@@ -140,6 +141,14 @@ def test_relative_error():
     assert relative_error(np.ones(2), np.ones(3)) == np.inf
     huge = np.full(2, 1e30, np.float32)
     assert relative_error(huge, huge) == 0 and relative_error(huge * 2, huge) == pytest.approx(1)
+
+
+def test_outputs_of_a_network_without_training_depend_on_its_inputs(tmp_path):
+    """Else a runtime could compute anything: without statistics of its own MobileNet answers with its last bias."""
+    subject = prepare("mobilenet-v1-cifar10", tmp_path / "model", ["topology.sparsity=0.95"])
+    for path in (subject.sparse, subject.dense):
+        first, second = (load_runtime("onnxruntime").load(path, 1)(subject.sample(1, seed)) for seed in (0, 1))
+        assert relative_error(first, second) > 0.01
 
 
 def test_bad_questions(model):
