@@ -22,10 +22,10 @@ _NONE, _66 = 0, 1  # the legacy prefix that VEX and EVEX fold in
 
 def _rows(*columns: Numbers) -> np.ndarray:
     """Columns of bytes side by side; single numbers are repeated."""
-    found = np.empty((max(np.size(column) for column in columns), len(columns)), np.int64)
+    found = np.empty((max(np.size(column) for column in columns), len(columns)), np.uint8)
     for number, column in enumerate(columns):
         found[:, number] = column
-    return found.astype(np.uint8)
+    return found
 
 
 def _disp32(displacement: Numbers) -> list[Numbers]:
@@ -49,6 +49,7 @@ class Avx512:
     rows: int = 31  # accumulators; one register is enough for the input, since the CPU renames it at each load
     inputs: tuple[int, ...] = (31,)
     stream_step: int = 256  # floats of the stream that an 8-bit scaled displacement spans
+    middle: int = 512  # bytes from where they begin to where rdx points
     width: int = 16
 
     def _evex(
@@ -75,7 +76,7 @@ class Avx512:
 
     def turn(self) -> bytes:
         """Once for each vector: mask register 1 from the table, rdx into the middle of its reach."""
-        return b"\xc5\xf8\x90\x49\x08" + b"\x49\x8d\x93" + (self.stream_step * 2).to_bytes(4, "little")
+        return b"\xc5\xf8\x90\x49\x08" + b"\x49\x8d\x93" + self.middle.to_bytes(4, "little")
 
     def advance(self) -> np.ndarray:
         """add rdx, stream_step * 4"""
@@ -102,6 +103,14 @@ class Avx512:
         """memory = register, under the mask"""
         return self._far(_MAP_0F, _NONE, 0x11, register, base, displacement, mask=1)
 
+    def everywhere(self) -> bytes:
+        """Mask register 1 = all lanes."""
+        return b"\xc5\xf4\x46\xc9"  # kxnorw k1, k1, k1
+
+    def fma_memory(self, row: Numbers, input: Numbers, base: int, displacement: Numbers) -> np.ndarray:
+        """row += input * memory"""
+        return self._far(_MAP_0F38, _66, 0xB8, row, base, displacement, second=input)
+
     def limit(self, kind: str, register: Numbers, index: int) -> tuple[np.ndarray, np.ndarray]:
         """register = max or min(stream[index], register): an instruction that fetches the limit once, and
         one for each register. The second operand wins if one is not a number, so such results survive."""
@@ -118,6 +127,7 @@ class Avx2:
     rows: int = 13
     inputs: tuple[int, ...] = (13,)
     stream_step: int = 1 << 28  # displacements of 32 bits reach the whole stream
+    middle: int = 0
     width: int = 8
     weight: int = 14
     mask: int = 15
@@ -164,6 +174,14 @@ class Avx2:
     def store(self, register: Numbers, base: int, displacement: Numbers) -> np.ndarray:
         """memory = register, under the mask"""
         return self._far(_MAP_0F38, _66, 0x2E, register, base, displacement, second=self.mask)
+
+    def everywhere(self) -> bytes:
+        """Register 15, the mask = all lanes."""
+        return b"\xc4\x41\x05\x76\xff"  # vpcmpeqd ymm15, ymm15, ymm15
+
+    def fma_memory(self, row: Numbers, input: Numbers, base: int, displacement: Numbers) -> np.ndarray:
+        """row += input * memory"""
+        return self._far(_MAP_0F38, _66, 0xB8, row, base, displacement, second=input)
 
     def limit(self, kind: str, register: Numbers, index: int) -> tuple[np.ndarray, np.ndarray]:
         """As Avx512.limit."""

@@ -1,5 +1,6 @@
 """Truly sparse layers for torch: parameter, gradient and optimizer slots are as long as the non-zeros."""
 
+from sparsify.nn.conv import SparseConv2d as SparseConv2d
 from sparsify.nn.convert import sparse_layers as sparse_layers
 from sparsify.nn.convert import to_dense as to_dense
 from sparsify.nn.convert import to_sparse as to_sparse

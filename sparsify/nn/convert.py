@@ -10,14 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from sparsify.architectures._recurrent import Recurrent
+from sparsify.nn.conv import SparseConv2d
 from sparsify.nn.layer import SparseLayer
+from sparsify.nn.norm import PlanesBatchNorm2d
 from sparsify.nn.recurrent import SparseRecurrent
+
+FEW = 64  # weights of each output channel: multiplying by them costs less than copying activations to another order
 
 
 def to_sparse(model: nn.Module, masks: Mapping[str, Tensor], sample: Any, densest: float | None = None) -> list[str]:
     """Replace every layer that has a mask by its sparse counterpart, in place; the others stay as they are.
 
-    `torch.nn.Linear` becomes a SparseLinear; the GRU and LSTM of our architectures become a SparseRecurrent.
+    `torch.nn.Linear` becomes a SparseLinear and `torch.nn.Conv2d` a SparseConv2d; the GRU and LSTM of our architectures
+    become a SparseRecurrent. Beside sparse convolutions batch norms take the order of their activations, and so do
+    convolutions with few weights, whatever their density, so that less is copied from one order to the other.
     masks: bool tensors by the weight's name, True where a connection exists. sample: an input of the model;
     layers that it does not pass as modules, because their weights are used in another way, stay dense, and weights that
     several modules share. densest: the density above which a layer stays dense because its zeros would not pay; None
@@ -30,6 +36,7 @@ def to_sparse(model: nn.Module, masks: Mapping[str, Tensor], sample: Any, denses
         assert kind is not None
         model.set_submodule(name.removesuffix(".weight"), kind.from_dense(module, masks[name]))
     adopt_gates(model)
+    adopt_norms(model)
     return names
 
 
@@ -48,6 +55,10 @@ def sparse_names(model: nn.Module, counts: Mapping[str, int], sample: Any, dense
         names = {f"{name}.weight" for name in layers}  # the gates of a layer are sparse together or not at all
         if names <= counts.keys() and sum(counts[name] for name in names) <= min(limits) * size:
             found |= names
+    convolutions = {f"{path}.weight": module for path, module in model.named_modules() if type(module) is nn.Conv2d}
+    if found & convolutions.keys() or _has_sparse_convolutions(model):
+        here = {name: module for name, module in convolutions.items() if name in counts and module in called}
+        found |= {name for name, module in here.items() if counts[name] <= FEW * module.out_channels}
     return [name for name in counts if name in found]
 
 
@@ -92,15 +103,26 @@ def adopt_gates(model: nn.Module) -> None:
             model.set_submodule(name, SparseRecurrent.adopt(module))
 
 
+def adopt_norms(model: nn.Module) -> None:
+    """Replace every batch norm of a model that has sparse convolutions by a PlanesBatchNorm2d, in place."""
+    for name, module in list(model.named_modules()) if _has_sparse_convolutions(model) else ():
+        if type(module) is nn.BatchNorm2d:
+            model.set_submodule(name, PlanesBatchNorm2d.like(module))
+
+
+def _has_sparse_convolutions(model: nn.Module) -> bool:
+    return any(isinstance(module, SparseConv2d) for module in model.modules())
+
+
 def sparse_layers(model: nn.Module) -> dict[str, SparseLayer]:
     """The layers that hold their non-zeros only, by the weight's name."""
     return {f"{name}.weight".lstrip("."): m for name, m in model.named_modules() if isinstance(m, SparseLayer)}
 
 
 def to_dense(model: nn.Module) -> None:
-    """Replace every sparse layer by the torch layer of the same weights, in place."""
+    """Replace every sparse layer, and batch norms that were replaced beside them, by torch's own, in place."""
     for name, module in list(model.named_modules()):
-        if isinstance(module, SparseLayer):
+        if isinstance(module, (SparseLayer, PlanesBatchNorm2d)):
             model.set_submodule(name, module.dense_layer())
     for name, module in list(model.named_modules()):
         if isinstance(module, SparseRecurrent):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sparsify import registry
-from sparsify.nn import SparseLinear, growth, to_dense, to_sparse
+from sparsify.engine.target import host
+from sparsify.nn import SparseConv2d, SparseLinear, growth, to_dense, to_sparse
+from sparsify.nn.norm import PlanesBatchNorm2d
 from sparsify.topology.connections import Connections
 from sparsify.topology.masks import Masks
 from sparsify.topology.positions import Positions
@@ -98,3 +102,65 @@ def test_models_are_converted_there_and_back():
     assert not any(isinstance(module, SparseLinear) for module in model.modules())
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, state[name]), name
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("block", [1, 50, 1000])
+def test_convolutions_are_rewired_as_from_dense_tensors(groups, block, monkeypatch):
+    torch.manual_seed(0)
+    dense = nn.Conv2d(4, 6, 3, padding=1, stride=2, groups=groups, bias=False)
+    mask = random_mask(tuple(dense.weight.shape), dense.weight.numel() // 4, torch.Generator().manual_seed(0))
+    with torch.no_grad():  # whole numbers, so that sums are exact in any order, and ties
+        dense.weight.copy_(torch.randint(-2, 3, dense.weight.shape) * mask)
+    layer = SparseConv2d.from_dense(dense, mask)
+    layer.tape = []
+    for _ in range(2):  # batches that are accumulated
+        x = torch.randint(-2, 3, (5, 4, 7, 6)).float()
+        for module in (dense, layer):
+            output = module(x)
+            output.backward(torch.arange(output.numel()).view_as(output) % 5 - 2.0)
+    method, count = METHODS["rigl"], int(mask.sum()) // 3
+    seen = Connections(mask, dense.weight.detach(), dense.weight.grad, torch.Generator())
+    wanted = drop_and_grow(mask, method.drop_score(seen), method.grow_score(seen), count)
+    monkeypatch.setattr(growth, "BLOCK", block)
+    change = growth.exchange(layer, count, method.drop_score, method.grow_score, torch.Generator())
+    assert torch.equal(change.positions.mask(), wanted)
+    change.move(layer.weight.data)
+    layer.set_pattern(change.pattern)
+    assert torch.equal(layer.to_dense(), dense.weight * (mask & wanted))
+
+
+def test_convolutional_models_are_converted_there_and_back():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3, padding="same"),
+        nn.Conv2d(16, 24, 3, stride=2, bias=False), nn.BatchNorm2d(24), nn.ReLU(inplace=True), nn.Conv2d(24, 16, 3),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5),
+    )  # fmt: skip
+    share = {"0.weight": 1.0, "3.weight": 0.1, "4.weight": 0.1, "7.weight": 0.9, "10.weight": 0.9}
+    masks = {name: random_mask(tuple(p.shape), int(share[name] * p.numel()), torch.Generator().manual_seed(1))
+             for name, p in model.named_parameters() if name in share}  # fmt: skip
+    for name, mask in masks.items():
+        model.get_parameter(name).data.mul_(mask)
+    x = torch.randn(2 * host().width, 3, 9, 8)
+    twin = copy.deepcopy(model)
+    done = to_sparse(model, masks, x)
+    assert done == ["0.weight", "4.weight"], (
+        "padding by name and weights with few zeros stay; one of few weights does not"
+    )
+    assert type(model[1]) is type(model[5]) is PlanesBatchNorm2d
+    for _ in range(2):
+        wanted, found = (m(x) for m in (twin, model))
+        assert torch.allclose(found, wanted, atol=1e-5)
+        for m, y in ((twin, wanted), (model, found)):
+            m.zero_grad()
+            y.logsumexp(1).sum().backward()
+    place = model[4].positions()
+    assert torch.allclose(model[4].weight.grad, twin[4].weight.grad.flatten()[place], atol=1e-4)
+    assert torch.allclose(model[1].weight.grad, twin[1].weight.grad, atol=1e-4)
+    to_dense(model)
+    assert str(model) == str(twin)
+    for name, tensor in model.state_dict().items():
+        assert torch.allclose(tensor, twin.state_dict()[name], atol=1e-5), name
+    dense = {name: torch.ones_like(mask) for name, mask in masks.items()}
+    assert to_sparse(model, dense, x) == [] and type(model[1]) is nn.BatchNorm2d, "without zeros all stays as it is"

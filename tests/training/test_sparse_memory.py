@@ -5,6 +5,7 @@ from __future__ import annotations
 import runpy
 import sys
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import nn
 
 from sparsify.data import data_info
 from sparsify.formats import Written, _bits, _packed, _writer, load_format, read_model
-from sparsify.nn import SparseLinear, growth
+from sparsify.nn import SparseConv2d, SparseLayer, SparseLinear, conv_products, growth
 from sparsify.recipe import load_recipe
 from sparsify.topology import select
 from sparsify.topology.costs import Layer
@@ -27,34 +28,47 @@ from sparsify.training.snapshot import load_method, snapshot
 from sparsify.training.step import Topology, TrainState, finish_step, record_gradients
 from tests.allocations import Watcher
 
-SIZE, COUNT, BATCH = 1024, 2600, 8
+SIZE, COUNT, BATCH = 1024, 1600, 8
 
 
-def life(method: str, folder: Path) -> TrainState:
+def linear(random: torch.Generator) -> SparseLayer:
+    return SparseLinear(SIZE, SIZE, random_positions(SIZE * SIZE, COUNT, random))
+
+
+def convolution(random: torch.Generator) -> SparseLayer:
+    """4 x 4 taps, and one position of the output."""
+    positions = random_positions(SIZE * SIZE, COUNT, random)
+    return SparseConv2d(SIZE // 4, SIZE // 4, 4, positions, padding=2, stride=4)
+
+
+def life(method: str, folder: Path, layer: Callable[[torch.Generator], SparseLayer] = linear) -> TrainState:
     """Eight steps with two updates, a checkpoint and its reading."""
     random = torch.Generator().manual_seed(0)
-    layers = [SparseLinear(SIZE, SIZE, random_positions(SIZE * SIZE, COUNT, random)) for _ in range(2)]
+    layers = [layer(random) for _ in range(2)]
+    shape = (BATCH, SIZE) if layer is linear else (BATCH, SIZE // 4, 2, 2)
     model = nn.Sequential(layers[0], nn.ReLU(), layers[1])
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     state = TrainState(model, optimizer, Masks({}, positions=positions_of(model)))
     topology = Topology(load_method(method), UpdateSchedule(delta_t=3, alpha=0.5, t_end=6), seed=0)
     for _ in range(8):
         record_gradients(state, topology)
-        model(torch.randn(BATCH, SIZE, generator=random)).square().mean().backward()
+        model(torch.randn(shape, generator=random)).square().mean().backward()
         state = finish_step(state, topology, clip_norm=1.0)
     save_checkpoint(folder / "checkpoint.pt", state, Window(torch.zeros(())), 0)
     return load_checkpoint(folder / "checkpoint.pt", read_checkpoint(folder / "checkpoint.pt"), state)[0]
 
 
+@pytest.mark.parametrize("layer", [linear, convolution])
 @pytest.mark.parametrize("method", ["rigl", "set", "static"])
-def test_largest_tensor_and_peak_of_arrays(method, tmp_path, monkeypatch):
+def test_largest_tensor_and_peak_of_arrays(method, layer, tmp_path, monkeypatch):
     monkeypatch.setattr(growth, "BLOCK", 16 * SIZE)
     monkeypatch.setattr(select, "_PERMUTED", 0)
-    life(method, tmp_path)  # what is imported or compiled once is there now
+    monkeypatch.setattr(conv_products, "_SUMS", 16 * SIZE * 4)
+    life(method, tmp_path, layer)  # what is imported or compiled once is there now
     tracemalloc.start()
     try:
         with Watcher() as watcher:
-            state = life(method, tmp_path)
+            state = life(method, tmp_path, layer)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

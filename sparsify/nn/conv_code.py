@@ -1,0 +1,238 @@
+"""Machine code of a sparse convolution's products: every non-zero is an instruction, its value is data.
+
+Activations are planes [height, width, channels, pitch]: the batch in the lanes, the channels of a position side by
+side. A tap of the kernel is then one number for each position: how many bytes from the first input its channels
+lie, or -1 where it falls outside the image. Two kinds of functions:
+
+    sums      y[p, o] = bias[o] + sum_j value[j] * x[source[p, tap_j], column_j]     forward, and the input gradient
+    products  dw[j] += sum_p dy[p, row_j] . x[source[p, tap_j], column_j]            weight gradient (SDDMM)
+
+both for some positions in a row (System V): rdi x, rsi y, rdx stream or sums, rcx sources, r8 positions. Temporaries
+are rax, r9, r10 and r11. Source of the idea: `engine/kernels/straight.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sparsify.engine.encode import R10, RAX, RDX, Encoder
+
+_PART = 2048  # non-zeros of a function at most: its code stays in the first-level cache from one vector to the next
+_NEAR = 32  # planes of a position that products reads over and over: they stay in the first-level cache
+_RSI = 6
+_RETURN = b"\xc5\xf8\x77\xc3"  # vzeroupper; ret
+_ADD_RAX_RDI = b"\x48\x01\xf8"
+_R11_RDX = b"\x49\x89\xd3"  # mov r11, rdx
+_SOURCE = b"\x48\x8b\x81"  # mov rax, [rcx + number]
+_SKIP = b"\x48\x85\xc0\x0f\x88"  # test rax, rax; js number
+_NEXT_SOURCES = b"\x48\x81\xc1"  # add rcx, number
+_NEXT_OUTPUT = b"\x48\x81\xc6"  # add rsi, number
+
+
+@dataclass(frozen=True, eq=False)
+class Entries:
+    """Non-zeros of a convolution as one of its products sees them: int64 [nnz] each, in the order of the values."""
+
+    row: np.ndarray  # the channel that is written, or that products has dy of
+    column: np.ndarray  # the channel that is read
+    tap: np.ndarray
+    rows: int
+    columns: int
+    taps: int
+
+    def order(self, block: np.ndarray) -> np.ndarray:
+        """By block, tap, column and row."""
+        key = ((block * self.taps + self.tap) * self.columns + self.column) * self.rows + self.row
+        return np.argsort(key, kind="stable")
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """The functions of one product at one pitch.
+
+    gather: int64; where each float of the stream comes from, a value's number, or nnz + row for a bias; of products,
+    the value that each sum belongs to. records: int64 [functions, 5], in bytes: where its code begins, and its
+    length; where its part of the stream or the sums begins, and its length; where its first row is in a position of y.
+    """
+
+    code: bytes
+    gather: np.ndarray
+    records: np.ndarray
+
+
+def sums(entries: Entries, pitch: int, encoder: Encoder) -> Program:
+    """Functions that each write a block of rows, or add some of its columns to it. pitch: floats of a plane."""
+    block = entries.row // encoder.rows
+    order = entries.order(block)
+    starts = np.arange(0, entries.rows, encoder.rows)
+    edges = np.searchsorted(block[order], np.arange(len(starts) + 1))
+    pieces, gather, records, length, floats = [], [], [], 0, 0
+    for start, a, b in zip(starts.tolist(), edges[:-1], edges[1:], strict=True):
+        height = min(encoder.rows, entries.rows - start)
+        for number, chosen in enumerate(np.array_split(order[a:b], max(1, -(-(b - a) // _PART)))):
+            text = _sum(entries, chosen, start, height, number == 0, pitch, encoder)
+            biases = len(entries.row) + start + np.arange(height if number == 0 else 0)
+            stream = np.concatenate([biases, chosen])
+            stream = np.concatenate([stream, np.zeros(-len(stream) % 16, np.int64)])
+            records.append((length, len(text), floats * 4, len(stream) * 4, start * pitch * 4))
+            pieces.append(text)
+            gather.append(stream)
+            length += len(text)
+            floats += len(stream)
+    return Program(b"".join(pieces), np.concatenate(gather), np.array(records, np.int64))
+
+
+def _sum(
+    entries: Entries, chosen: np.ndarray, start: int, height: int, first: bool, pitch: int, encoder: Encoder
+) -> bytes:
+    """One function: rows start to start + height; the `first` of them begins at the bias, others where y stands."""
+    plane, vector, registers = pitch * 4, encoder.width * 4, np.arange(height)
+    if first:
+        begin = encoder.constant(registers, registers).tobytes()
+    else:
+        begin = encoder.load(registers, _RSI, registers * plane).tobytes()
+    body = begin + _taps(entries, chosen, start, height if first else 0, plane, encoder)
+    body += encoder.store(registers, _RSI, registers * plane).tobytes()
+    body += b"\x48\x83\xc7" + bytes([vector]) + b"\x48\x83\xc6" + bytes([vector])  # add rdi, vector; add rsi, vector
+    position = b"\x41\xba" + _number(pitch // encoder.width) + _loop(body + b"\x49\xff\xca")  # r10: vectors left
+    position += b"\x48\x81\xef" + _number(plane) + _NEXT_OUTPUT + _number((entries.rows - 1) * plane)  # sub rdi, plane
+    position += _NEXT_SOURCES + _number(entries.taps * 8) + b"\x49\xff\xc8"  # dec r8
+    text = encoder.everywhere() + _R11_RDX + _loop(position) + _RETURN
+    return text + b"\xcc" * (-len(text) % 64)
+
+
+def _taps(entries: Entries, chosen: np.ndarray, start: int, head: int, plane: int, encoder: Encoder) -> bytes:
+    """Loads and multiplications, tap by tap; taps outside the image are jumped over. head: floats before the values."""
+    if not len(chosen):
+        return b""
+    row, column, tap = entries.row[chosen] - start, entries.column[chosen], entries.tap[chosen]
+    fresh = _changes(tap)
+    opens = fresh | _changes(column)
+    firsts = np.flatnonzero(fresh)
+    index = head + np.arange(len(row))  # in the stream
+    steps = (index % encoder.stream_step == 0) & ~fresh
+    input = encoder.inputs[0]
+    loads = encoder.load(np.full(opens.sum(), input), RAX, column[opens] * plane)
+    products = encoder.fma(row, np.full(len(row), input), index)
+    step = np.repeat(encoder.advance(), steps.sum(), axis=0)
+    stream = _numbers(index[firsts] // encoder.stream_step * encoder.stream_step * 4 + encoder.middle)
+    parts: list[bytes | np.ndarray] = [
+        _SOURCE,
+        _numbers(tap[firsts] * 8),
+        _SKIP,
+        _numbers(tap[firsts]),
+        _ADD_RAX_RDI,
+        b"\x49\x8d\x93",
+        stream,
+    ]
+    headers = _beside(len(firsts), parts)  # the last: lea rdx, [r11 + number]
+    sizes = (
+        products.shape[1] + loads.shape[1] * opens + step.shape[1] * steps + headers.shape[1] * fresh
+    )  # bytes of each non-zero
+    ends = np.cumsum(sizes)
+    heads = (ends - sizes)[firsts]
+    skip = len(_SOURCE) + 4 + len(_SKIP)
+    headers[:, skip : skip + 4] = _numbers(np.append(heads[1:], ends[-1]) - heads - skip - 4)
+    code = np.zeros(ends[-1], np.uint8)
+    at = ends - products.shape[1]
+    _put(code, at, products)
+    _put(code, at[opens] - loads.shape[1], loads)
+    _put(code, (at - loads.shape[1] * opens - step.shape[1])[steps], step)
+    _put(code, heads, headers)
+    return code.tobytes()
+
+
+def products(entries: Entries, pitch: int, encoder: Encoder) -> Program:
+    """Functions that each add to the sums of as many non-zeros of one tap as fit registers; there must be some.
+
+    A column's input is loaded once for the rows that use it; the rows' gradients, few and near, are read from memory.
+    """
+    block = entries.row // _NEAR
+    order = entries.order(block)
+    row, column, tap = entries.row[order], entries.column[order], entries.tap[order]
+    plane, vector = pitch * 4, encoder.width * 4
+    firsts = np.flatnonzero(_changes(block[order] * entries.taps + tap))
+    lasts = np.append(firsts[1:], len(order))
+    cuts = [np.linspace(a, b, -(-(b - a) // encoder.rows) + 1)[:-1] for a, b in zip(firsts, lasts, strict=True)]
+    begins = np.concatenate(cuts).astype(np.int64)
+    counts = np.diff(begins, append=len(order))
+    opens = _changes(column)
+    opens[begins] = True
+    register = np.arange(len(order)) - np.repeat(begins, counts)
+    input = encoder.inputs[0]
+    loads = encoder.load(np.full(opens.sum(), input), RAX, column[opens] * plane)
+    each = encoder.fma_memory(register, np.full(len(order), input), R10, row * plane)
+    enter = encoder.load(register, RDX, register * vector)
+    leave = encoder.store(register, RDX, register * vector)
+
+    inner = each.shape[1] * counts + loads.shape[1] * _totals(opens, begins)  # bytes of the innermost loop's work
+    ahead = [_ADD_RAX_RDI, b"\x49\x89\xf2\x41\xb9" + _number(pitch // encoder.width)]  # mov r10, rsi; r9: vectors left
+    # add rax, vector; add r10, vector; dec r9; jnz
+    turn = [b"\x48\x83\xc0" + bytes([vector]) + b"\x49\x83\xc2" + bytes([vector]) + b"\x49\xff\xc9\x0f\x85"]
+    turn_size, ahead_size = len(turn[0]) + 4, sum(len(part) for part in ahead)
+    head = _beside(
+        len(begins), [_SOURCE, _numbers(tap[begins] * 8), _SKIP, _numbers(ahead_size + inner + turn_size), *ahead]
+    )
+    position = _NEXT_OUTPUT + _number(entries.rows * plane) + _NEXT_SOURCES + _number(entries.taps * 8)
+    position += b"\x49\xff\xc8\x0f\x85"  # dec r8; jnz
+    back = head.shape[1] + inner + turn_size + len(position) + 4
+    tail = _beside(len(begins), [*turn, _numbers(-inner - turn_size), position, _numbers(-back)])
+
+    start = encoder.everywhere()
+    sizes = len(start) + enter.shape[1] * counts + head.shape[1] + inner + tail.shape[1] + leave.shape[1] * counts
+    sizes = -(-(sizes + len(_RETURN)) // 64) * 64
+    at = np.cumsum(sizes) - sizes
+    code = np.full(sizes.sum(), 0xCC, np.uint8)
+    _put(code, at, _beside(len(begins), [start]))
+    places = at + len(start)
+    _put(code, np.repeat(places, counts) + register * enter.shape[1], enter)
+    places = places + enter.shape[1] * counts
+    _put(code, places, head)
+    places = places + head.shape[1]
+    opened = np.cumsum(opens) - np.repeat(np.cumsum(opens)[begins] - 1, counts)  # columns up to here in the function
+    fma_at = np.repeat(places, counts) + register * each.shape[1] + opened * loads.shape[1]
+    _put(code, fma_at, each)
+    _put(code, fma_at[opens] - loads.shape[1], loads)
+    places = places + inner
+    _put(code, places, tail)
+    places = places + tail.shape[1]
+    _put(code, np.repeat(places, counts) + register * leave.shape[1], leave)
+    _put(code, places + leave.shape[1] * counts, _beside(len(begins), [_RETURN]))
+    records = np.stack([at, sizes, begins * vector, counts * vector, np.zeros_like(at)], axis=1)
+    return Program(code.tobytes(), order, records)
+
+
+def _totals(flags: np.ndarray, begins: np.ndarray) -> np.ndarray:
+    """How many are set from each beginning to the next."""
+    return np.diff(np.append(0, np.cumsum(flags))[np.append(begins, len(flags))])
+
+
+def _changes(numbers: np.ndarray) -> np.ndarray:
+    """Where a number differs from the one before it; the first does."""
+    return np.concatenate([[True], numbers[1:] != numbers[:-1]])
+
+
+def _loop(body: bytes) -> bytes:
+    """`body` again while its last instruction leaves something above 0."""
+    return body + b"\x0f\x85" + _number(-(len(body) + 6))
+
+
+def _number(number: int) -> bytes:
+    return int(number).to_bytes(4, "little", signed=True)
+
+
+def _numbers(numbers: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(numbers, "<i4").reshape(-1, 1).view(np.uint8)
+
+
+def _beside(count: int, parts: Sequence[bytes | np.ndarray]) -> np.ndarray:
+    """The same bytes in every row, and numbers of 32 bits that differ: uint8 [count, bytes]."""
+    same = [np.tile(np.frombuffer(p, np.uint8), (count, 1)) if isinstance(p, bytes) else p for p in parts]
+    return np.concatenate(same, axis=1)
+
+
+def _put(code: np.ndarray, places: np.ndarray, instructions: np.ndarray) -> None:
+    code[places[:, None] + np.arange(instructions.shape[1])] = instructions

@@ -1,0 +1,159 @@
+"""Calls of a sparse convolution's products on torch tensors, float32 on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparsify.engine.encode import encoder
+from sparsify.engine.library import library
+from sparsify.engine.memory import Code
+from sparsify.engine.target import Target, host
+from sparsify.nn import kernels, team
+from sparsify.nn.conv_code import Entries, Program, products, sums
+from sparsify.nn.conv_pattern import ConvPattern, Geometry
+
+_TILE = {"sums": 4, "products": 1}  # positions that one function goes over before the next one does
+_CHUNKS = 8  # of positions, shared out over threads
+_SUMS = 1 << 20  # bytes of sums of the weight gradient that exist at a time
+_ALONE = 200_000  # multiply-adds of a product that one thread does sooner than two could meet
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of one batch."""
+
+    height: int  # of the input
+    width: int
+    pitch: int  # lanes of a plane: the batch, filled up with zeros to whole vectors
+
+
+def sizes_of(x: Tensor, target: Target) -> Sizes:
+    """x: [n, c, h, w]"""
+    n, _, height, width = x.shape
+    return Sizes(height, width, max(1, -(-n // target.width)) * target.width)
+
+
+def planes(x: Tensor, pitch: int) -> Tensor:
+    """[n, c, h, w] as planes [h, w, c, pitch]; not copied where it is their permutation already."""
+    moved = x.permute(2, 3, 1, 0)
+    if len(x) == pitch:
+        return moved.contiguous()
+    result = x.new_zeros(*moved.shape[:3], pitch)
+    result[..., : len(x)] = moved
+    return result
+
+
+class ConvProducts:
+    """The three products on one pattern. Keeps no activations; may be used by one thread at a time."""
+
+    def __init__(self, pattern: ConvPattern, geometry: Geometry, target: Target | None = None) -> None:
+        self.pattern, self.geometry, self.target = pattern, geometry, target or host()
+        self.library = library(self.target, kernels)
+        row, column, tap = pattern.channels()
+        outputs, inputs = pattern.shape[0], pattern.shape[1] * pattern.groups
+        self._entries = Entries(row, column, tap, outputs, inputs, geometry.taps)
+        self._turned = Entries(column, row, tap, inputs, outputs, geometry.taps)
+        self._calls: dict[tuple[str, Sizes], _Call] = {}
+
+    def forward(self, x: Tensor, values: Tensor, bias: Tensor, sizes: Sizes) -> Tensor:
+        """Planes [h, w, in, pitch], [nnz], [out] to planes [h', w', out, pitch]."""
+        y = x.new_empty(*self.geometry.output(sizes.height, sizes.width), self._entries.rows, sizes.pitch)
+        call = self._call("forward", sizes)
+        call.run(x, y, torch.cat([values, bias])[call.gather])
+        return y
+
+    def input_gradient(self, dy: Tensor, values: Tensor, sizes: Sizes) -> Tensor:
+        """Planes [h', w', out, pitch], [nnz] to planes [h, w, in, pitch]."""
+        dx = dy.new_empty(sizes.height, sizes.width, self._entries.columns, sizes.pitch)
+        call = self._call("input", sizes)
+        call.run(dy, dx, torch.cat([values, values.new_zeros(self._entries.columns)])[call.gather])
+        return dx
+
+    def weight_gradient(self, x: Tensor, dy: Tensor, sizes: Sizes) -> Tensor:
+        """Gradients of the values, [nnz]."""
+        dw = x.new_empty(self.pattern.count)
+        if not self.pattern.count:
+            return dw
+        call = self._call("weight", sizes)
+        for functions, (first, last) in call.groups():
+            found = x.new_zeros(call.chunks, last - first, self.target.width)
+            call.run(x, dy, found, functions)
+            dw.index_copy_(0, call.gather[first:last], found.sum(0).sum(1))
+        return dw
+
+    def _call(self, name: str, sizes: Sizes) -> _Call:
+        call = self._calls.get((name, sizes))
+        if call is None:
+            call = self._calls[name, sizes] = self._make(name, sizes)
+        return call
+
+    def _make(self, name: str, sizes: Sizes) -> _Call:
+        found = encoder(self.target.level)
+        assert found is not None
+        entries = self._turned if name == "input" else self._entries
+        table = _table(self.geometry, sizes, entries.columns, name == "input")
+        program = (products if name == "weight" else sums)(entries, sizes.pitch, found)
+        return _Call(self, "products" if name == "weight" else "sums", program, table, entries.rows * sizes.pitch * 4)
+
+
+@lru_cache(maxsize=64)
+def _table(geometry: Geometry, sizes: Sizes, channels: int, turned: bool) -> np.ndarray:
+    """int64 [positions, taps]: bytes from the first input to the channels of each tap, -1 where it falls outside."""
+    places = geometry.readers if turned else geometry.sources
+    found = places(sizes.height, sizes.width)
+    return np.where(found < 0, -1, found * channels * sizes.pitch * 4)
+
+
+class _Call:
+    """One product at one size: what the threads of a team share. `chunks` of positions have sums of their own."""
+
+    def __init__(self, owner: ConvProducts, kind: str, program: Program, table: np.ndarray, step: int) -> None:
+        positions, taps = table.shape
+        self._lane = owner.target.width * 4  # bytes of a sum
+        lanes = owner.pattern.count * self._lane
+        self.chunks = _CHUNKS if kind == "sums" else min(4, max(1, _SUMS // 4 // max(1, lanes)))
+        self.gather = torch.from_numpy(program.gather)
+        self._starts = (
+            np.append(program.records[:, 2] // self._lane, owner.pattern.count) if kind == "products" else None
+        )
+        numbers = [len(program.records), positions, _TILE[kind], -(-positions // self.chunks), step, taps * 8, 0, 1]
+        self._parameters, self._shares = np.array(numbers, np.int64), np.zeros(1, np.int64)
+        self._arrays = [self._parameters, np.ascontiguousarray(program.records), table]
+        self._code = Code(program.code)
+        addresses = [*(array.ctypes.data for array in self._arrays), self._code.address, 0]
+        self._constants, self._buffers = np.array(addresses, np.int64), np.zeros(3, np.int64)
+        function = owner.library.address(f"sparsify_conv_{kind}")
+        self._task = np.array([0, 0, function, self._buffers.ctypes.data, self._constants.ctypes.data], np.int64)
+        self._share = owner.library.address("sparsify_share")
+        self._is_small = lanes // 4 * positions < _ALONE
+
+    def groups(self) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+        """Functions of products whose sums exist at a time, and their non-zeros."""
+        assert self._starts is not None
+        most, starts, first = _SUMS // self._lane, self._starts, 0
+        while first < len(starts) - 1:
+            last = max(first + 1, int(np.searchsorted(starts, starts[first] + most, side="right")) - 1)
+            yield (first, last), (int(starts[first]), int(starts[last]))
+            first = last
+
+    def run(self, x: Tensor, y: Tensor, third: Tensor, functions: tuple[int, int] | None = None) -> None:
+        """third: the stream, or zeros that the sums of `functions` are added to, [chunks, nnz, lanes]."""
+        threads = 1 if self._is_small else torch.get_num_threads()
+        pieces, offset = self.chunks, 0
+        if functions is not None:
+            assert self._starts is not None
+            shares = -(-threads // self.chunks)  # where chunks are too few, threads share out the functions
+            edges = self._starts[functions[0]], self._starts[functions[1]]
+            self._shares = np.searchsorted(self._starts, np.linspace(*edges, shares + 1))
+            self._parameters[-2:] = (edges[1] - edges[0]) * self._lane, shares
+            self._constants[-1] = self._shares.ctypes.data
+            pieces, offset = self.chunks * shares, int(edges[0]) * self._lane
+        self._task[:2] = 0, pieces
+        self._buffers[:] = x.data_ptr(), y.data_ptr(), third.data_ptr() - offset
+        team.run(self._share, self._task.ctypes.data, threads)

@@ -1,0 +1,132 @@
+"""Batch normalisation of planes [positions, channels, pitch], with a rectifier behind it or without.
+
+    y = max(floor, scale[c] x + shift[c])        floor: 0, or -inf where nothing is rectified
+
+Numbers that are not numbers pass through, as they do in torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from llvmlite import ir
+
+from sparsify.engine.ir import F32, Body, Module
+
+
+def emit(module: Module) -> None:
+    """sparsify_norm_sums, _apply, _back_sums and _back_apply.
+
+    void f(buffers, constants, chunk): a chunk of the positions. constants: int64 [4] of positions, positions of a
+    chunk, channels, vectors; and floor in the first half of a fifth.
+    """
+    _sums(module)
+    _apply(module)
+    _back_sums(module)
+    _back_apply(module)
+
+
+class _Walk:
+    """One of the functions while it is written: its loops and what they read."""
+
+    def __init__(self, module: Module, name: str, buffers: int) -> None:
+        self.body = body = Body(module, f"sparsify_norm_{name}")
+        table, constants, self.chunk = body.arguments
+        self.buffers = [body.pointer(table, i) for i in range(buffers)]
+        self.positions, self.chunked, self.channels, self.vectors = body.numbers(constants, 4)
+        self.floor = body.splat(body.load(constants, 8, F32))
+
+    @contextmanager
+    def channel_of_each_position(self) -> Iterator[tuple[ir.Value, ir.Value]]:
+        """Channel, and number of the first of its vectors."""
+        body, b = self.body, self.body.builder
+        begin = b.mul(self.chunk, self.chunked)
+        end = body.smaller(self.positions, b.add(begin, self.chunked))
+        with body.loop(begin, end) as position, body.loop(0, self.channels) as channel:
+            yield channel.index, b.mul(b.add(b.mul(position.index, self.channels), channel.index), self.vectors)
+
+    def load(self, buffer: int, vector: ir.Value) -> ir.Value:
+        return self.body.load(self.buffers[buffer], vector, self.body.module.vector)
+
+    def store(self, value: ir.Value, buffer: int, vector: ir.Value) -> None:
+        self.body.store(value, self.buffers[buffer], vector)
+
+    def coefficients(self, buffer: int, channel: ir.Value, count: int) -> list[ir.Value]:
+        """Of a channel, from [count, channels]."""
+        body, b = self.body, self.body.builder
+        places = [b.add(b.mul(body.const(i), self.channels), channel) for i in range(count)]
+        return [body.splat(body.load(self.buffers[buffer], place, F32)) for place in places]
+
+    def totals(self, buffer: int, channel: ir.Value) -> list[ir.Value]:
+        """Places of the chunk's two sums of a channel, in [chunks, 2, channels, lanes]."""
+        body, b = self.body, self.body.builder
+        rows = [b.add(b.mul(self.chunk, body.const(2)), body.const(i)) for i in (0, 1)]
+        places = [b.add(b.mul(row, self.channels), channel) for row in rows]
+        return [body.at(self.buffers[buffer], place, body.module.vector) for place in places]
+
+
+def _sums(module: Module) -> None:
+    """buffers: x, means, sums: of x - mean and of its square; sums begin as zeros."""
+    walk = _Walk(module, "sums", 3)
+    body, b = walk.body, walk.body.builder
+    with walk.channel_of_each_position() as (channel, first):
+        (mean,) = walk.coefficients(1, channel, 1)
+        places = walk.totals(2, channel)
+        start = [b.load(place, typ=module.vector, align=4) for place in places]
+        with body.loop(0, walk.vectors, carried=start) as v:
+            centred = b.fsub(walk.load(0, b.add(first, v.index)), mean)
+            v.following = [b.fadd(v.state[0], centred), body.fma(centred, centred, v.state[1])]
+        for total, place in zip(v.state, places, strict=True):
+            b.store(total, place, align=4)
+    body.done()
+
+
+def _apply(module: Module) -> None:
+    """buffers: x, [scale, shift], y."""
+    walk = _Walk(module, "apply", 3)
+    body, b = walk.body, walk.body.builder
+    with walk.channel_of_each_position() as (channel, first):
+        scale, shift = walk.coefficients(1, channel, 2)
+        with body.loop(0, walk.vectors) as v:
+            here = b.add(first, v.index)
+            walk.store(body.maximum(walk.floor, body.fma(walk.load(0, here), scale, shift)), 2, here)
+    body.done()
+
+
+def _passed(walk: _Walk, x: ir.Value, dy: ir.Value, scale: ir.Value, shift: ir.Value) -> ir.Value:
+    """The gradient behind the rectifier."""
+    body, b = walk.body, walk.body.builder
+    return b.select(b.fcmp_unordered(">", body.fma(x, scale, shift), walk.floor), dy, body.zeros())
+
+
+def _back_sums(module: Module) -> None:
+    """buffers: x, dy, [scale, shift, mean], sums: of the gradient and of its product with x - mean."""
+    walk = _Walk(module, "back_sums", 4)
+    body, b = walk.body, walk.body.builder
+    with walk.channel_of_each_position() as (channel, first):
+        scale, shift, mean = walk.coefficients(2, channel, 3)
+        places = walk.totals(3, channel)
+        start = [b.load(place, typ=module.vector, align=4) for place in places]
+        with body.loop(0, walk.vectors, carried=start) as v:
+            here = b.add(first, v.index)
+            x = walk.load(0, here)
+            passed = _passed(walk, x, walk.load(1, here), scale, shift)
+            v.following = [b.fadd(v.state[0], passed), body.fma(passed, b.fsub(x, mean), v.state[1])]
+        for total, place in zip(v.state, places, strict=True):
+            b.store(total, place, align=4)
+    body.done()
+
+
+def _back_apply(module: Module) -> None:
+    """buffers: x, dy, [scale, shift, of the gradient, of x, constant], dx."""
+    walk = _Walk(module, "back_apply", 4)
+    body, b = walk.body, walk.body.builder
+    with walk.channel_of_each_position() as (channel, first):
+        scale, shift, slope, part, constant = walk.coefficients(2, channel, 5)
+        with body.loop(0, walk.vectors) as v:
+            here = b.add(first, v.index)
+            x = walk.load(0, here)
+            passed = _passed(walk, x, walk.load(1, here), scale, shift)
+            walk.store(body.fma(passed, slope, body.fma(x, part, constant)), 3, here)
+    body.done()
