@@ -71,10 +71,6 @@ class Masks(Mapping[str, Tensor]):
         listed = {name: layer.active() for name, layer in self.positions.items()}
         return {name: matrix.flatten(1).any(1) for name, matrix in matrices.items()} | listed
 
-    def __or__(self, other: Masks) -> Masks:
-        """Connections that exist in either; of masks in full only."""
-        return replace(self, tensors={name: mask | other[name] for name, mask in self.items()})
-
     def sparsity(self) -> float:
         """Share of the sparse-able weights that do not exist."""
         total = sum(mask.numel() for mask in self.values()) + sum(layer.size for layer in self.positions.values())

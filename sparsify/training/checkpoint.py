@@ -18,6 +18,7 @@ import torch
 
 from sparsify.errors import CheckpointError
 from sparsify.files import write_with
+from sparsify.topology.explored import Explored
 from sparsify.training.compute import fitted, positions_of
 from sparsify.training.precision import LossScale
 from sparsify.training.step import TrainState
@@ -57,7 +58,7 @@ def sparse_state(state: TrainState) -> dict[str, Any]:
     """What there is to remember besides the model and the optimizer, as tensors and plain values."""
     return {
         "masks": dict(state.masks.tensors),
-        "explored": dict(state.explored.tensors) if state.explored is not None else None,
+        "explored": dict(state.explored.found) if state.explored is not None else None,
         "progress": {
             "step": state.step,
             "update_pending": state.update_pending,
@@ -78,7 +79,7 @@ def with_sparse_state(state: TrainState, content: Mapping[str, Any]) -> TrainSta
     return replace(
         state,
         masks=replace(state.masks, tensors=content["masks"]),
-        explored=replace(state.masks, tensors=explored) if explored is not None else None,
+        explored=Explored.of(state.masks, explored) if explored is not None else None,
         **content["progress"],
     )
 

@@ -18,6 +18,7 @@ from sparsify.methods import Method
 from sparsify.nn import sparse_layers, to_sparse
 from sparsify.recipe import Recipe
 from sparsify.topology.costs import Layer
+from sparsify.topology.explored import as_listed, as_mask
 from sparsify.topology.masks import Masks
 from sparsify.topology.positions import Positions
 from sparsify.training.distributed import World
@@ -89,7 +90,11 @@ def fitted(
             if holder[entry].shape == short:
                 holder[entry] = _spread(holder[entry], flat, shape)
         kept[name] = _spread(torch.ones(short, dtype=torch.bool), flat, shape)
-    return {**content, "model": saved, "masks": {name: kept[name] for name in masks}}
+    explored = content["explored"]
+    if explored is not None:
+        in_full = {name: as_mask(explored[name], mask.shape) for name, mask in masks.items()}
+        explored = in_full | {name: as_listed(explored[name]) for name in sparse_layers(model)}
+    return {**content, "model": saved, "masks": {name: kept[name] for name in masks}, "explored": explored}
 
 
 def _spread(values: Tensor, flat: Tensor, shape: torch.Size) -> Tensor:

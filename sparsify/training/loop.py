@@ -18,6 +18,7 @@ from sparsify.files import write_json
 from sparsify.formats import load_format
 from sparsify.recipe import Recipe
 from sparsify.references import is_reference
+from sparsify.topology.explored import Explored
 from sparsify.topology.masks import Masks
 from sparsify.training import run_folder
 from sparsify.training.averaging import averaged
@@ -28,7 +29,7 @@ from sparsify.training.evaluate import cross_entropy, evaluate
 from sparsify.training.interrupts import interrupts
 from sparsify.training.learning_rate import learning_rate
 from sparsify.training.metrics import open_metrics
-from sparsify.training.monitoring import active_neurons, deaths, itop_rate
+from sparsify.training.monitoring import active_neurons, deaths
 from sparsify.training.optimizer import set_learning_rate
 from sparsify.training.precision import SMALLEST, LossScale, autocast
 from sparsify.training.snapshot import snapshot
@@ -221,7 +222,7 @@ def _line(state: TrainState, window: Window, run: Start, rate: float) -> dict[st
         "updates": state.updates,
         "grown": state.grown - window.grown,
         "churn": state.churn,
-        "itop_rate": None if state.masks.positions else itop_rate(state.explored or state.masks),
+        "itop_rate": (state.explored or Explored.of(state.masks)).rate(),
         "training_flops": state.flops * recipe.training.batch_size,
         "active_neurons": active_neurons(state.masks),
     }

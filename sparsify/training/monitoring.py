@@ -13,11 +13,6 @@ Neurons = Mapping[str, Tensor]  # [out] bool by the weight's name
 NAMED = 8  # neurons that a warning lists
 
 
-def itop_rate(explored: Masks) -> float:
-    """Share of the sparse-able weights that existed at any time: R_s of Liu et al. 2021 (ITOP, section 3)."""
-    return 1 - explored.sparsity()
-
-
 def dead_neurons(masks: Masks) -> dict[str, Tensor]:
     """Output neurons or channels without any connection."""
     return {name: ~active for name, active in masks.active_neurons().items()}

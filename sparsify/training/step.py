@@ -21,6 +21,7 @@ from sparsify.nn.growth import Rewiring
 from sparsify.randomness import generator
 from sparsify.topology.connections import Connections, Moment, Network
 from sparsify.topology.costs import Layer, inference_flops, plain_layers, step_flops
+from sparsify.topology.explored import Explored
 from sparsify.topology.masks import Masks
 from sparsify.topology.matrices import join, split
 from sparsify.topology.schedules import UpdateSchedule
@@ -59,7 +60,7 @@ class TrainState:
     churn: float = 0.0  # share of the connections that the last update took away
     flops: int = 0  # of training so far, for one sample of each batch
     memory: Memory = field(default_factory=dict)  # the method's own
-    explored: Masks | None = None  # weights that existed at any time; None before the first update
+    explored: Explored | None = None  # weights that existed at any time; None before the first update
     momentum: Gradients = field(default_factory=dict)  # running mean of dense gradients, for methods that keep one
     average: Average = field(default_factory=dict)  # of the weights, where one is kept
     loss_scale: LossScale | None = None  # the factor on the loss that the gradients stem from
@@ -249,7 +250,7 @@ def _update(state: TrainState, topology: Topology, gradients: Gradients) -> Trai
         grown=state.grown + after - kept,
         churn=1 - kept / before if before else 0.0,
         memory=memory,
-        explored=None if rewired else (state.explored or state.masks) | masks,
+        explored=(state.explored or Explored.of(state.masks)).including(masks),
     )
 
 

@@ -126,7 +126,7 @@ def test_masks_chosen_before_training_are_chosen_among_all_weights(method):
     if not method.starts_with_update:
         pytest.skip("starts as drawn")
     state, topology = start(method)
-    assert state.updates == 1 and state.explored is not None and state.explored.sparsity() == 0
+    assert state.updates == 1 and state.explored is not None and state.explored.rate() == 1
     assert_counts(state, topology)
     assert_zeros(state)
 

@@ -69,9 +69,8 @@ def test_masks_agree_update_by_update(method, optimizer, tmp_path, states):
     for ours, theirs in zip(sparse, masked, strict=True):
         assert ours.updates == theirs.updates and ours.masks.digest() == theirs.masks.digest(), f"step {ours.step}"
     assert (masked[-1].updates == 5) == (method != "static")
-    for key in ("loss", "test_loss", "training_flops", "active_neurons", "churn", "grown", "sparsity"):
+    for key in ("loss", "test_loss", "training_flops", "active_neurons", "churn", "grown", "sparsity", "itop_rate"):
         assert lines[0][key] == pytest.approx(lines[1][key], rel=1e-4), key
-    assert lines[1]["itop_rate"] is None
 
 
 @pytest.mark.parametrize("large", [False, True])
@@ -116,6 +115,7 @@ def test_a_run_moves_through_its_checkpoint(first, then, optimizer, tmp_path, st
     assert states[-1].masks.digest() == wanted.masks.digest()
     assert line["test_loss"] == pytest.approx(whole["test_loss"], rel=1e-4)
     ours, theirs = (open_source(tmp_path / name) for name in ("run", "whole"))
+    assert line["itop_rate"] == whole["itop_rate"]
     for name, tensor in theirs.tensors.items():
         assert torch.allclose(torch.from_numpy(ours.tensors[name]), torch.from_numpy(tensor), atol=1e-4), name
     assert ours.metadata.mask_digest == theirs.metadata.mask_digest

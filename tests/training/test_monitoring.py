@@ -10,7 +10,7 @@ from sparsify.recipe import load_recipe
 from sparsify.topology.masks import Masks
 from sparsify.training.loop import train
 from sparsify.training.metrics import read_metrics
-from sparsify.training.monitoring import active_neurons, dead_neurons, deaths, itop_rate
+from sparsify.training.monitoring import active_neurons, dead_neurons, deaths
 
 
 def masks(**rows: list[list[int]]) -> Masks:
@@ -52,11 +52,6 @@ def test_metrics_of_a_run(tmp_path, caplog):
     assert 0 < last["active_neurons"]["1.weight"] < 300
     told = [warning for line in lines for warning in line.get("warnings", [])]
     assert told and told == caplog.messages
-
-
-def test_itop_rate_counts_what_ever_existed():
-    explored = masks(a=[[1, 0], [0, 0]]) | masks(a=[[0, 1], [0, 0]])
-    assert itop_rate(explored) == 0.5
 
 
 def test_training_flops_are_integrated_as_trained(tmp_path):
