@@ -22,6 +22,8 @@ from sparsify.engine.tiles import Layer, prepare
 _MOST = 8  # vectors of positions in registers
 _CHAIN = {1: 4, 2: 4, 3: 2, 4: 2}  # sums for each of them, so that additions do not wait for each other
 _CACHE = {True: 80 << 10, False: 40 << 10}  # bytes of input in a block of columns, by whether it has one tap
+_NEAREST = 44 << 10  # bytes of input in a block of columns where images lie side by side
+_PIECE = 18  # non-zeros of a row in such a block that are worth its beginning and end
 _SPAN = 1 << 16  # floats that an offset reaches
 _LOADS, _STREAM = 6.0e9, 11e9  # loads, and bytes of weights, a second and thread
 
@@ -34,8 +36,9 @@ def propose(operation: Operation, context: Context) -> Proposal | None:
     if layer is None or layer.input.channel >= _SPAN // 4:
         return None
     shape = _shape(operation, layer, context)
-    # From the second cache, or across lines; images side by side are as many streams as positions.
-    loads = layer.nonzeros * (2 + shape.vectors * (2 if layer.output.lanes == 1 else 4))
+    # From the second cache, or across lines; positions of images side by side are as many streams.
+    near = layer.output.lanes == 1 or layer.output.vectors
+    loads = layer.nonzeros * (2 + shape.vectors * (2 if near else 4))
     sums = shape.blocks * len(operation.weight) * (2 * shape.vectors + 6)
     stream = layer.nonzeros * 6 / _STREAM
     seconds = max((loads + sums) * shape.groups / _LOADS, stream) / context.threads
@@ -68,7 +71,11 @@ def _shape(operation: Convolution | Linear, layer: Layer, context: Context) -> _
         if groups == 1
         else min(channel, (1 if _is_pointwise(operation) else 3) * vectors * context.target.width)
     )  # floats that a group reads
-    channels = max(1, min(_CACHE[_is_pointwise(operation)] // (met * 4), _SPAN // channel - 2))
+    channels = _CACHE[_is_pointwise(operation)] // (met * 4)
+    if layer.output.vectors and layer.output.lanes > 1:
+        fitting = _NEAREST // (vectors * context.target.width * 4)
+        channels = max(fitting, int(_PIECE / max(layer.density, 1e-3)))
+    channels = max(1, min(channels, _SPAN // channel - 2))
     blocks = -(-layer.input.channels // channels)
     tiles = max(1, -(-context.threads * context.tuning.tiles_per_thread // groups))
     return _Shape(vectors, groups, channels * channel, blocks, -(-len(operation.weight) // tiles))
