@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from sparsify.bench.results import SHARES, Measures, Row
 from sparsify.bench.statistics import Interval
-from sparsify.report.svg import LETTER, LogScale, element, line, picture, spanning, spread, text, tooltip
+from sparsify.report.svg import LETTER, LogScale, element, line, picture, plain, spanning, spread, text, tooltip
 from sparsify.runtimes import LayerTime
 
 WIDTH = 520
@@ -46,8 +46,11 @@ def speed_up_chart(rows: Sequence[Row], ratio: Ratio, title: str, colours: Colou
     return picture(WIDTH, bottom + 40, title, parts)
 
 
-def latency_chart(rows: Sequence[Row], title: str, colours: Colours) -> str:
-    """The latencies of each row and of its dense twin: fastest call to p99, the middle half, the median."""
+def latency_chart(rows: Sequence[Row], title: str, colours: Colours, beside: Sequence[Row] = ()) -> str:
+    """The latencies of each row and of its dense twin: fastest call to p99, the middle half, the median.
+
+    beside: rows of a chart beside this one, which is to have the same scale.
+    """
     several = len({row.sparsity for row in rows}) > 1
     strips: list[tuple[str, str, Measures]] = []
     for row in sorted(rows, key=lambda r: (list(colours).index(r.runtime), r.sparsity)):
@@ -58,13 +61,14 @@ def latency_chart(rows: Sequence[Row], title: str, colours: Colours) -> str:
             strips.append((label, colours[row.runtime], row.sparse))
     left = 24 + LETTER * max(len(label) for label, _, _ in strips)
     bottom = 8.0 + ROW * len(strips)
-    across = spanning([q for _, _, m in strips for q in (m.quantiles_ms[0], m.p99_ms)], left, WIDTH - 60.0, 1.05)
+    shown = [m for row in (*rows, *beside) for m in (row.sparse, row.dense) if m is not None]
+    across = spanning([q for m in shown for q in (m.quantiles_ms[0], m.p99_ms)], left, WIDTH - 60.0, 1.05)
     parts = [
         part
         for tick in across.ticks()
         for part in (
             line(across(tick), 4, across(tick), bottom, class_="grid"),
-            text(f"{tick:g}", across(tick), bottom + 16, class_="axis", text_anchor="middle"),
+            text(f"{tick:,g}", across(tick), bottom + 16, class_="axis", text_anchor="middle"),
         )
     ]
     for i, (label, colour, measures) in enumerate(strips):
@@ -146,7 +150,7 @@ def _strip(label: str, colour: str, measures: Measures, across: LogScale, y: flo
         line(across(at[0]), y, across(measures.p99_ms), y, class_=colour),
         element("rect", x=start, y=y - 5, width=max(1.0, stop - start), height=10, class_=colour),
         line(across(at[0.5]), y - 7, across(at[0.5]), y + 7, class_="median"),
-        text(f"{measures.p50_ms:.3g}", across(measures.p99_ms) + 6, y + 4, class_="axis"),
+        text(plain(measures.p50_ms), across(measures.p99_ms) + 6, y + 4, class_="axis"),
     ]
     return element("g", "".join(parts))
 

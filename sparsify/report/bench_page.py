@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from string import Template
 
 from sparsify.bench.results import Report, Row
-from sparsify.bench.statistics import Interval, sign
+from sparsify.bench.statistics import Interval
 from sparsify.files import write_bytes
 from sparsify.report.bench_charts import Colours, latency_chart, layers_chart, speed_up_chart
+from sparsify.report.bench_summary import coloured, summary
 from sparsify.report.bench_tables import by_source, notes
+from sparsify.report.svg import plain
 from sparsify.report.tables import human_count
 
 STYLE = Path(__file__).with_name("bench_page.css")
 COLOURS = 8  # that the style sheet knows
+MANY = 20  # rows of which the latencies fill two charts
 PAGE = Template("""<!doctype html>
 <html lang="en">
 <head>
@@ -39,7 +41,7 @@ def write_page(report: Report, path: Path) -> None:
     runtimes = list(dict.fromkeys(row.runtime for row in report.rows))
     colours = {runtime: f"c{i % COLOURS}" for i, runtime in enumerate(runtimes)}
     sources = by_source(report.rows)
-    parts = [_legend(colours), _findings(report)]
+    parts = [_legend(colours), summary(report, colours), _findings(report)]
     parts += [_model(source, rows, colours) for source, rows in sources.items()]
     parts.append(_environment(report))
     page = PAGE.substitute(
@@ -57,26 +59,8 @@ def _legend(colours: Colours) -> str:
 
 
 def _findings(report: Report) -> str:
-    found = [f"<li>{escape(note)}</li>" for note in [*_best(report.rows), *notes(report)]]
+    found = [f"<li>{escape(note)}</li>" for note in notes(report)]
     return f"<section><h2>What was found</h2><ul>{''.join(found)}</ul></section>"
-
-
-def _best(rows: Sequence[Row]) -> list[str]:
-    """The highest sparsity of each model, where there are several: what its fastest runtime gains."""
-    lines = []
-    for source, mine in by_source(rows).items():
-        top = [row for row in mine if row.sparsity == max(r.sparsity for r in mine) and row.against_best is not None]
-        if len({row.sparsity for row in mine}) < 2 or not top:
-            continue
-        row = max(top, key=lambda r: r.against_best.median if r.against_best else 0.0)
-        assert row.against_best is not None
-        place = f"{source} at {row.sparsity:.1%} zeros, batch {row.batch}, threads {row.threads}"
-        if sign(row.against_best) == 1:
-            gain = f"{row.against_best.median:.2f}x as fast as the dense model in {row.best_dense}"
-            lines.append(f"{place}: {row.runtime} is {gain}, the fastest of all.")
-        else:
-            lines.append(f"{place}: no runtime is faster than the dense model in {row.best_dense}.")
-    return lines
 
 
 def _model(source: str, rows: list[Row], colours: Colours) -> str:
@@ -101,7 +85,11 @@ def _charts(source: str, rows: list[Row], colours: Colours) -> list[str]:
         charts.append(_figure(own, speed_up_chart(rows, lambda r: r.speed_up, f"{source}: {own}", colours)))
     if any(row.sparse is not None for row in rows):
         words = "Latency: fastest call to 99th percentile, middle half, median"
-        charts.append(_figure(words, latency_chart(rows, f"{source}: {words}", colours)))
+        runtimes = list(dict.fromkeys(row.runtime for row in rows))
+        first = runtimes[: (len(runtimes) + 1) // 2] if len(rows) > MANY else runtimes
+        halves = [[row for row in rows if (row.runtime in first) == inside] for inside in (True, False)]
+        for half in filter(None, halves):
+            charts.append(_figure(words, latency_chart(half, f"{source}: {words}", colours, beside=rows)))
     return charts
 
 
@@ -131,7 +119,7 @@ HEADS = (
 def _table(rows: list[Row], colours: Colours) -> str:
     head = "".join(f"<th>{escape(name)}</th>" for name in HEADS)
     body = []
-    for row in rows:
+    for before, row in zip([None, *rows], rows, strict=False):
         m = row.sparse
         cells = [
             f'<i class="{colours[row.runtime]}"></i>{escape(row.runtime)}',
@@ -142,31 +130,27 @@ def _table(rows: list[Row], colours: Colours) -> str:
             _ratio(row.against_best) if row.against_best is not None else "",
         ]
         if m is not None:
-            cells += [_number(value) for value in (m.p50_ms, m.p90_ms, m.p99_ms, m.throughput, m.load_ms, m.first_ms)]
+            cells += [plain(value) for value in (m.p50_ms, m.p90_ms, m.p99_ms, m.throughput, m.load_ms, m.first_ms)]
             cells.append("" if m.memory_bytes is None else f"{human_count(m.memory_bytes)}B")
         cells += [""] * (len(HEADS) - len(cells))
-        body.append(f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
+        group = ' class="group"' if before is not None and before.sparsity != row.sparsity else ""
+        body.append(f"<tr{group}>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
 
 
 def _spread(value: Interval) -> str:
     words = f"{value.low:.4g} to {value.high:.4g}"
-    return f'{value.median:.3g} <small title="{words}">±{_width(value):.0%}</small>'
+    return f'{plain(value.median)} <small title="{words}">±{_width(value):.0%}</small>'
 
 
 def _ratio(value: Interval) -> str:
-    kind = {1: "gain", -1: "loss"}.get(sign(value) or 0, "none")
     words = f"{value.low:.3f} to {value.high:.3f}"
-    return f'<b class="{kind}">{value.median:.2f}x</b> <small title="{words}">±{_width(value):.0%}</small>'
+    return f'{coloured(value)} <small title="{words}">±{_width(value):.0%}</small>'
 
 
 def _width(value: Interval) -> float:
     """The wider side of the interval, as a share of the median."""
     return max(value.high - value.median, value.median - value.low) / value.median
-
-
-def _number(value: float) -> str:
-    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
 
 
 def _environment(report: Report) -> str:

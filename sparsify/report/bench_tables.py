@@ -29,6 +29,8 @@ def bench_table(report: Report, layers: bool = False) -> RenderableType:
             parts.append(_costs(rows))
         if layers:
             parts += [_layers(row) for row in rows if row.sparse is not None and row.sparse.layers]
+    if report.break_even:
+        parts.append(_break_even(report.break_even))
     return Group(*parts, Text("\n".join(notes(report))))
 
 
@@ -49,13 +51,12 @@ def cases(rows: Sequence[Row]) -> dict[tuple[float, int, int], list[Row]]:
 
 
 def notes(report: Report) -> list[str]:
-    """What was found, in sentences: verdicts of what is no sweep, break-even, noise, and what was left out."""
+    """What was found, in sentences: verdicts of what is no sweep, noise, and what was left out."""
     found = []
     single = [row for rows in by_source(report.rows).values() if len(cases(rows)) == 1 for row in rows]
     if len(single) <= FEW:
         found += [f"{row.source} in {_named(row)}: {row.verdict}." for row in single]
         found += _against_the_best(single)
-    found += _break_even(report.break_even)
     found += [f"Wrong: {why}" for why in dict.fromkeys(report.wrong.values())]
     if report.unfinished:
         found.append(f"Not reached: {len(report.unfinished)} places of the grid, from {report.unfinished[0]} on.")
@@ -63,8 +64,7 @@ def notes(report: Report) -> list[str]:
         found.append(
             f"Left out: {', '.join(w for w, y in report.left_out.items() if y == why)}, because {why.rstrip('.')}."
         )
-    settled = [row for row in report.rows if not all(m is None or m.stable for m in (row.sparse, row.dense))]
-    found += [f"Times of {row.source} in {row.runtime} never settled while it warmed up." for row in settled]
+    found += _unsettled(report.rows)
     complaints = [*(report.noise.complaints() if report.noise is not None else []), *_restless(report.rows)]
     if complaints:
         found.append(f"This machine is noisy: {'; '.join(complaints)}. Close other programs.")
@@ -176,6 +176,15 @@ def _against_the_best(rows: list[Row]) -> list[str]:
     return lines
 
 
+def _unsettled(rows: Sequence[Row]) -> list[str]:
+    lines = []
+    for source, mine in by_source(rows).items():
+        restless = [row for row in mine if not all(m is None or m.stable for m in (row.sparse, row.dense))]
+        runtimes = dict.fromkeys(row.runtime for row in restless)
+        lines += [f"Times of {source} did not settle in the warm-up in {', '.join(runtimes)}."] if restless else []
+    return lines
+
+
 def _launches(report: Report) -> str:
     launches = report.protocol.get("launches", 1)
     return f" in {launches} processes" if launches > 1 else ""
@@ -187,21 +196,20 @@ def _restless(rows: Sequence[Row]) -> list[str]:
     return [f"rounds of the same thing differ by up to {widest:.1f}x"] if widest > RESTLESS else []
 
 
-def _break_even(found: Sequence[BreakEven]) -> list[str]:
-    """A sentence for each model, batch and number of threads that was swept."""
-    places: dict[str, list[BreakEven]] = {}
+def _break_even(found: Sequence[BreakEven]) -> Table:
+    """From which sparsity on each runtime gains, for each model, batch and number of threads that was swept."""
+    table = _table("Zeros pay from this sparsity on")
+    batches, threads = (len({getattr(each, key) for each in found}) > 1 for key in ("batch", "threads"))
+    table.add_column("model", overflow="fold")
+    for name in [*["batch"] * batches, *["threads"] * threads]:
+        table.add_column(name, justify="right")
+    for name in ("runtime", "over own twin", "over best dense"):
+        table.add_column(name, no_wrap=True)
     for each in found:
-        places.setdefault(f"{each.source}, batch {each.batch}, threads {each.threads}", []).append(each)
-    lines = []
-    for place, runtimes in places.items():
-        gains = [r for r in runtimes if r.over_own is not None or r.over_best is not None]
-        parts = [f"{r.runtime} is faster than its own dense twin {_from(r.over_own)}, than the best dense runtime "
-                 f"{_from(r.over_best)}" for r in gains]  # fmt: skip
-        others = ", ".join(r.runtime for r in runtimes if r not in gains)
-        parts += [f"zeros pay at none of these sparsities in {others}"] if others else []
-        lines.append(f"{place}: {'; '.join(parts)}.")
-    return lines
+        place = [each.source, *[str(each.batch)] * batches, *[str(each.threads)] * threads]
+        table.add_row(*place, each.runtime, _from(each.over_own), _from(each.over_best))
+    return table
 
 
 def _from(sparsity: float | None) -> str:
-    return f"from {sparsity:.0%} zeros on" if sparsity is not None else "at none of these sparsities"
+    return f"from {sparsity:.0%} on" if sparsity is not None else "never"

@@ -83,5 +83,10 @@ def spread(places: Sequence[float], least: float, low: float, high: float) -> li
     return found
 
 
+def plain(value: float) -> str:
+    """Three digits, without an exponent where there are more before the point."""
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+
+
 def _value(value: object) -> str:
     return f"{value:.1f}".removesuffix(".0") if isinstance(value, float) else escape(str(value))

@@ -112,6 +112,28 @@ def test_the_page_is_whole_escaped_and_fetches_nothing(report, tmp_path):
     assert (tmp_path / "again.html").read_text() == page
 
 
+def test_a_sweep_is_summed_up_at_the_top(report, tmp_path):
+    write_page(report, tmp_path / "r.html")
+    fastest, pays = re.findall(r"<table>.*?</table>", (tmp_path / "r.html").read_text(), re.DOTALL)[:2]
+    rows = [re.findall(r"<td>(.*?)</td>", row) for row in re.findall(r"<tr>(?=<td>)(.*?)</tr>", fastest)]
+    assert [row[0] for row in rows[:2]] == ["resnet50-imagenet, batch 1", "resnet50-imagenet, batch 16"]
+    at_99 = next(row for row in report.rows if row.sparsity == 0.99 and row.runtime == "sparsify_cpu")
+    assert "sparsify_cpu" in rows[0][-1] and f'class="gain">{at_99.against_best.median:.2f}x' in rows[0][-1]
+    cells = re.findall(r"<td>(.*?)</td>", pays)[:4]  # onnxruntime, sparsify_cpu, torch_compile_inductor
+    shares = {each.runtime: each.over_best for each in report.break_even if each.batch == 1}
+    assert cells[1].startswith("never ") and shares["onnxruntime"] is None
+    assert cells[2].startswith(f"{shares['sparsify_cpu']:.0%} ")
+
+
+def test_long_sweeps_have_their_latencies_in_two_charts(report, tmp_path):
+    more = [dataclasses.replace(row, runtime=f"{row.runtime}_{i}") for row in report.rows for i in range(2)]
+    write_page(dataclasses.replace(report, rows=more, break_even=break_even(more)), tmp_path / "r.html")
+    charts = re.findall(r"<figcaption>Latency.*?</figure>", (tmp_path / "r.html").read_text(), re.DOTALL)
+    assert len(charts) == 2 * 2 * 2
+    ticks = [re.findall(r'text-anchor="middle">([\d.,]+)<', chart) for chart in charts]
+    assert ticks[0] == ticks[1] and len(ticks[0]) > 2
+
+
 def test_a_page_of_the_least_report(report, tmp_path):
     row = dataclasses.replace(report.rows[0], sparse=None, dense=None, against_best=None, threads=0)
     protocol = {"batch": 1, "threads": 2, "rounds": 7, "seconds": 0.3, "reference": "onnxruntime"}

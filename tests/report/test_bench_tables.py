@@ -9,7 +9,8 @@ from rich.console import Console
 
 from sparsify.bench.benchmark import benchmark
 from sparsify.bench.noise import Noise
-from sparsify.report.bench_tables import bench_table
+from sparsify.bench.results import BreakEven
+from sparsify.report.bench_tables import bench_table, notes
 from sparsify.sources import export
 
 QUICK = {"rounds": 2, "launches": 1, "seconds": 0.001, "threads": 1}
@@ -51,6 +52,21 @@ def test_a_grid_fits_a_hundred_columns_and_breaks_even_in_words(report):
     text = shown(bench_table(dataclasses.replace(report, rows=rows)), 100)
     assert max(map(len, text.splitlines())) <= 100 and "…" not in text
     assert text.count("torch_eager_long") >= len(rows) and "too few rounds" not in text
+
+
+def test_a_sweep_says_from_where_on_zeros_pay(report):
+    pays = BreakEven("m.onnx", "sparsify_cpu", 1, 2, 0.31, 0.72)
+    found = [pays, BreakEven("m.onnx", "onnxruntime", 1, 2, None, None)]
+    lines = shown(bench_table(dataclasses.replace(report, break_even=found))).splitlines()
+    (engine,) = [line.split() for line in lines if "sparsify_cpu" in line and "m.onnx" in line]
+    assert engine == ["m.onnx", "sparsify_cpu", "from", "31%", "on", "from", "72%", "on"]
+    assert any(line.split() == ["m.onnx", "onnxruntime", "never", "never"] for line in lines)
+
+
+def test_what_did_not_settle_is_one_sentence_for_each_model(report):
+    restless = [dataclasses.replace(row, sparse=dataclasses.replace(row.sparse, stable=False)) for row in report.rows]
+    (said,) = [note for note in notes(dataclasses.replace(report, rows=restless * 3)) if "settle" in note]
+    assert said.endswith("did not settle in the warm-up in onnxruntime.")
 
 
 def with_rounds(row, rounds):
