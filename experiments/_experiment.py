@@ -88,16 +88,27 @@ def _train_cell(experiment: Experiment, row: str, column: str, seed: int, given:
     began, whole = time.process_time(), not run_folder.is_run(place)
     if not (place / run_folder.MODEL).is_file():
         sparsify.train(recipe, place, data=given.data, resume=not whole, compute=experiment.compute.get(row))
-    line = read_metrics(place)[-1]
+    lines = read_metrics(place)
+    line = lines[-1] | {"losses": tenths(lines)}
     if whole:  # what other programs take of the machine does not count
         line["cpu_seconds"] = round(time.process_time() - began, 1)
-    kept = ("test_loss", "test_accuracy", "sparsity", "step", "training_flops", "loss", "itop_rate", "cpu_seconds")
+    kept = ("test_loss", "test_accuracy", "sparsity", "step", "training_flops", "loss", "losses", "itop_rate")
     results = json.loads(path.read_text()) if path.is_file() else {}  # another process may have written meanwhile
     results.setdefault(column, {}).setdefault(row, {})[str(seed)] = {
-        key: line[key] for key in (*kept, experiment.metric) if key in line
+        key: line[key] for key in (*kept, "cpu_seconds", experiment.metric) if key in line
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, results)
+
+
+def tenths(lines: Sequence[Mapping[str, Any]]) -> list[float]:
+    """The mean training loss in each tenth of a run, of its metrics' lines; each is the mean since the one before."""
+    last, sums, counts = lines[-1]["step"], [0.0] * 10, [0] * 10
+    for before, line in zip([{"step": 0}, *lines], lines, strict=False):
+        tenth, steps = (line["step"] - 1) * 10 // last, line["step"] - before["step"]
+        sums[tenth] += line["loss"] * steps
+        counts[tenth] += steps
+    return [round(total / count, 4) for total, count in zip(sums, counts, strict=True) if count]
 
 
 def _recipe(
@@ -159,33 +170,37 @@ def table_page(experiment: Experiment, found: Mapping[str, Any]) -> str:
 
 def not_run(experiment: Experiment, found: Mapping[str, Any]) -> list[str]:
     """For each column with cells that were not run, a sentence that names them and says what they would cost."""
-    rates = [
-        seed["cpu_seconds"] / _samples(experiment, row, column)
-        for column, rows in found.items()
-        for row, seeds in rows.items()
-        for seed in seeds.values()
-        if "cpu_seconds" in seed
-    ]
+    rates: dict[str, list[float]] = {}  # of each network, seconds a training sample
+    for column, rows in found.items():
+        for row, seeds in rows.items():
+            network, samples = _size(experiment, row, column)
+            known = [seed["cpu_seconds"] / samples for seed in seeds.values() if "cpu_seconds" in seed]
+            rates.setdefault(network, []).extend(known)
     points = []
     for column in experiment.columns:
         missing = [row for row in experiment.rows if not found.get(column, {}).get(row)]
         if not missing:
             continue
-        cost = "nothing was run that their cost could be told from"
-        if rates:
-            hours = [statistics.median(rates) * _samples(experiment, row, column) / 3600 for row in missing]
+        sizes = [_size(experiment, row, column) for row in missing]
+        hours = [statistics.median(rates[network]) * samples / 3600 for network, samples in sizes if rates.get(network)]
+        cost = "What it would take is not known: no run of this network was timed."
+        if hours:
             total = sum(hours) * len(experiment.seeds)
-            cost = f"about {max(hours):.2g} hours of one core a run, {total:.2g} for all seeds"
-        who = "all" if len(missing) == len(experiment.rows) else ", ".join(missing)
-        points.append(f"*Not run*, {column} ({who}): {cost}.")
+            cost = f"It would take about {_hours(max(hours))} of one core a run, {_hours(total)} in all."
+        who = "all rows" if len(missing) == len(experiment.rows) else "; ".join(missing)
+        points.append(f"*Not run*, {column}: {who}. {cost}")
     return points
 
 
-def _samples(experiment: Experiment, row: str, column: str) -> int:
-    """Training samples that a cell's run goes through."""
+def _hours(hours: float) -> str:
+    return f"{hours:.0f} hours" if hours >= 10 else f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes"
+
+
+def _size(experiment: Experiment, row: str, column: str) -> tuple[str, int]:
+    """A cell's network, and the training samples that a run goes through."""
     recipe = _recipe(experiment, row, column)
     steps = recipe.steps(data_info(recipe.data.name, recipe.data.options).train_samples)
-    return steps * recipe.training.batch_size
+    return str(recipe.model), steps * recipe.training.batch_size
 
 
 def compare(

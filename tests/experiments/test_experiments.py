@@ -39,8 +39,9 @@ def test_a_table_fills_itself_and_goes_on(real_data, tmp_path):
     section = page[page.index("## MNIST") :]
     row = next(line for line in section.splitlines() if line.startswith("| RigL |"))
     assert f"| {sum(accuracies) / 2:.2f} ± " in row and row.count("*not run*") == 3
-    cost = re.search(r"\*Not run\*, 95 % in 50 epochs \(all\): about (\S+) hours of one core a run, (\S+) for", section)
-    assert cost and 0 < float(cost[1]) < float(cost[2])
+    assert re.search(
+        r"Not run\*, 95 % in 50 epochs: all rows. It would take about \d+ minutes of one core a run", section
+    )
     assert "RigL is " in page and "*not run*: `python experiments/landscape.py`" in page
 
 
