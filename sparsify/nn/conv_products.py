@@ -17,8 +17,10 @@ from sparsify.engine.target import Target, host
 from sparsify.nn import kernels, team
 from sparsify.nn.conv_code import Entries, Program, products, sums
 from sparsify.nn.conv_pattern import ConvPattern, Geometry
+from sparsify.nn.memory import ACTIVATIONS
 
 _TILE = {"sums": 4, "products": 1}  # positions that one function goes over before the next one does
+_NEAR = 640 << 10  # bytes of input that a strip of the image is as wide as to read again and again
 _CHUNKS = 8  # of positions, shared out over threads
 _SUMS = 1 << 20  # bytes of sums of the weight gradient that exist at a time
 _ALONE = 200_000  # multiply-adds of a product that one thread does sooner than two could meet
@@ -63,14 +65,14 @@ class ConvProducts:
 
     def forward(self, x: Tensor, values: Tensor, bias: Tensor, sizes: Sizes) -> Tensor:
         """Planes [h, w, in, pitch], [nnz], [out] to planes [h', w', out, pitch]."""
-        y = x.new_empty(*self.geometry.output(sizes.height, sizes.width), self._entries.rows, sizes.pitch)
+        y = ACTIVATIONS.empty(*self.geometry.output(sizes.height, sizes.width), self._entries.rows, sizes.pitch)
         call = self._call("forward", sizes)
         call.run(x, y, torch.cat([values, bias])[call.gather])
         return y
 
     def input_gradient(self, dy: Tensor, values: Tensor, sizes: Sizes) -> Tensor:
         """Planes [h', w', out, pitch], [nnz] to planes [h, w, in, pitch]."""
-        dx = dy.new_empty(sizes.height, sizes.width, self._entries.columns, sizes.pitch)
+        dx = ACTIVATIONS.empty(sizes.height, sizes.width, self._entries.columns, sizes.pitch)
         call = self._call("input", sizes)
         call.run(dy, dx, torch.cat([values, values.new_zeros(self._entries.columns)])[call.gather])
         return dx
@@ -99,7 +101,11 @@ class ConvProducts:
         entries = self._turned if name == "input" else self._entries
         table = _table(self.geometry, sizes, entries.columns, name == "input")
         program = (products if name == "weight" else sums)(entries, sizes.pitch, found)
-        return _Call(self, "products" if name == "weight" else "sums", program, table, entries.rows * sizes.pitch * 4)
+        kind, geometry = "products" if name == "weight" else "sums", self.geometry
+        height, width = (sizes.height, sizes.width) if name == "input" else geometry.output(sizes.height, sizes.width)
+        near = _NEAR // (geometry.kernel[0] * entries.columns * sizes.pitch * 4) - geometry.kernel[1] + 1
+        tiles = _tiles(height, width, max(1, near), _TILE[kind])
+        return _Call(self, kind, program, table, tiles, entries.rows * sizes.pitch * 4)
 
 
 @lru_cache(maxsize=64)
@@ -110,11 +116,24 @@ def _table(geometry: Geometry, sizes: Sizes, channels: int, turned: bool) -> np.
     return np.where(found < 0, -1, found * channels * sizes.pitch * 4)
 
 
+def _tiles(height: int, width: int, strip: int, most: int) -> np.ndarray:
+    """int64 [tiles, 2]: first position and number of positions of each, strip by strip from the top to the bottom."""
+    found = []
+    for left in range(0, width, strip):
+        right = min(left + strip, width)
+        across = [(column, min(most, right - column)) for column in range(left, right, most)]
+        found += [(row * width + column, count) for row in range(height) for column, count in across]
+    return np.array(found, np.int64)
+
+
 class _Call:
     """One product at one size: what the threads of a team share. `chunks` of positions have sums of their own."""
 
-    def __init__(self, owner: ConvProducts, kind: str, program: Program, table: np.ndarray, step: int) -> None:
+    def __init__(
+        self, owner: ConvProducts, kind: str, program: Program, table: np.ndarray, tiles: np.ndarray, step: int
+    ) -> None:
         positions, taps = table.shape
+        self._tiles = tiles
         self._lane = owner.target.width * 4  # bytes of a sum
         lanes = owner.pattern.count * self._lane
         self.chunks = _CHUNKS if kind == "sums" else min(4, max(1, _SUMS // 4 // max(1, lanes)))
@@ -122,11 +141,12 @@ class _Call:
         self._starts = (
             np.append(program.records[:, 2] // self._lane, owner.pattern.count) if kind == "products" else None
         )
-        numbers = [len(program.records), positions, _TILE[kind], -(-positions // self.chunks), step, taps * 8, 0, 1]
+        numbers = [len(program.records), len(tiles), -(-len(tiles) // self.chunks), step, taps * 8, 0, 1]
         self._parameters, self._shares = np.array(numbers, np.int64), np.zeros(1, np.int64)
         self._arrays = [self._parameters, np.ascontiguousarray(program.records), table]
         self._code = Code(program.code)
-        addresses = [*(array.ctypes.data for array in self._arrays), self._code.address, 0]
+        first = [array.ctypes.data for array in self._arrays]
+        addresses = [*first, self._code.address, tiles.ctypes.data, 0]
         self._constants, self._buffers = np.array(addresses, np.int64), np.zeros(3, np.int64)
         function = owner.library.address(f"sparsify_conv_{kind}")
         self._task = np.array([0, 0, function, self._buffers.ctypes.data, self._constants.ctypes.data], np.int64)

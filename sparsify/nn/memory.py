@@ -7,33 +7,46 @@ of its pages at the first touch: of a recurrent layer's step that was a third to
 from __future__ import annotations
 
 import math
+from collections import defaultdict
+from threading import Lock
 
 import torch
 from torch import Tensor
 
 _LARGE = 1 << 16  # floats; below it torch's own memory is as good
-_LASTS = 64  # requests that memory is kept for without being asked for
 
 
 class Pool:
     """Float32 tensors on the CPU. Memory is free again when no tensor, saved ones of autograd included, uses it."""
 
-    def __init__(self) -> None:
-        self._kept: list[tuple[torch.UntypedStorage, int]] = []  # and the number of the request that used it last
-        self._requests = 0
+    def __init__(self, lasts: int = 64) -> None:
+        """lasts: requests that memory is kept for without being asked for."""
+        self._lasts, self._requests, self._lock = lasts, 0, Lock()
+        self._kept: dict[int, list[tuple[torch.UntypedStorage, int]]] = defaultdict(list)  # and the last request for it
 
     def empty(self, *shape: int) -> Tensor:
         """A contiguous tensor with anything in it."""
         size = 4 * math.prod(shape)
         if size < 4 * _LARGE:
             return torch.empty(shape)
-        self._requests += 1
-        found = next((s for s, _ in self._kept if s.nbytes() == size and _is_free(s)), None)
-        storage = torch.UntypedStorage(size) if found is None else found
-        recent = [(s, last) for s, last in self._kept if s is not found and last + _LASTS > self._requests]
-        self._kept = [*recent, (storage, self._requests)]
-        return torch.empty(0).set_(storage, 0, shape)  # type: ignore[call-overload]
+        with self._lock:
+            self._requests += 1
+            if self._requests % self._lasts == 0:
+                self._forget()
+            kept = self._kept[size]
+            place = next((i for i, (storage, _) in enumerate(kept) if _is_free(storage)), None)
+            storage = torch.UntypedStorage(size) if place is None else kept.pop(place)[0]
+            kept.append((storage, self._requests))
+            return torch.empty(0).set_(storage, 0, shape)  # type: ignore[call-overload]
+
+    def _forget(self) -> None:
+        oldest = self._requests - self._lasts
+        for size, kept in list(self._kept.items()):
+            self._kept[size] = [(storage, last) for storage, last in kept if last > oldest]
 
 
 def _is_free(storage: torch.UntypedStorage) -> bool:
     return int(torch._C._storage_Use_Count(storage._cdata)) == 1
+
+
+ACTIVATIONS = Pool(lasts=1024)  # of convolutional networks, whose layers hand them to each other

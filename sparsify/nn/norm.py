@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from sparsify.engine.library import Library, library
 from sparsify.engine.target import host
 from sparsify.nn import kernels, team
+from sparsify.nn.memory import ACTIVATIONS
 
 _CHUNKS = 16  # of positions, each with sums of its own
 _RELU = {F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
@@ -133,7 +134,7 @@ class _Normalise(torch.autograd.Function):
             made: Any = Tensor._make_wrapper_subclass(Pending, x.shape, strides=x.stride(), dtype=x.dtype)
             made.todo = todo
             return made
-        y = torch.empty_like(x)
+        y = _empty_like(x)
         _run("apply", x, floor, [x, line, y])
         return y
 
@@ -142,14 +143,14 @@ class _Normalise(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, line = ctx.saved_tensors
         mean, slope, channels = ctx.todo.mean, ctx.todo.slope, x.shape[1]
-        dy = torch.empty_like(x).copy_(dy) if dy.stride() != x.stride() else dy
+        dy = _empty_like(x).copy_(dy) if dy.stride() != x.stride() else dy
         sums = x.new_zeros(_CHUNKS, 2, channels, host().width)
         _run("back_sums", x, ctx.floor, [x, dy, torch.cat([line, mean.float()[None]]), sums])
         total, product = sums.double().sum((0, 3))
         scale, count = weight.double() * slope, x.numel() // channels
         part = -scale * slope * slope * product / count
         constant = -scale * total / count - part * mean
-        dx = torch.empty_like(x)
+        dx = _empty_like(x)
         _run("back_apply", x, ctx.floor, [x, dy, torch.cat([line, torch.stack([scale, part, constant]).float()]), dx])
         return dx, (product * slope).float(), total.float(), None, None, None
 
@@ -162,6 +163,12 @@ def statistics(planes: Tensor) -> tuple[Tensor, Tensor]:
     _run("sums", planes.permute(3, 2, 0, 1), 0.0, [planes, near, sums])
     total, square = sums.double().sum((0, 3)) / (planes.numel() // channels)
     return near.double() + total, (square - total * total).clamp_(min=0)
+
+
+def _empty_like(x: Tensor) -> Tensor:
+    """[n, c, h, w] whose memory is planes."""
+    n, channels, height, width = x.shape
+    return ACTIVATIONS.empty(height, width, channels, n).permute(3, 2, 0, 1)
 
 
 def _fits(x: Tensor, weight: Tensor) -> bool:

@@ -21,20 +21,20 @@ def emit(module: Module) -> None:
 def _sums(module: Module) -> None:
     """void f(buffers, constants, piece): one chunk of positions, tile by tile, each by all functions in turn.
 
-    buffers: x, y, stream.  constants: parameters (functions, positions, positions of a tile, of a chunk, bytes of a
-    position of y, of its sources), records, sources, code.
+    buffers: x, y, stream.  constants: parameters (functions, tiles, tiles of a chunk, bytes of a position of
+    y, of its sources), records, sources, code, tiles (first position, positions).
     """
     body = Body(module, "sparsify_conv_sums")
     b = body.builder
     buffers, constants, chunk = body.arguments
     x, y, stream = (body.pointer(buffers, i) for i in range(3))
-    parameters, records, sources, code = (body.pointer(constants, i) for i in range(4))
-    functions, positions, tile, chunked, step, row = body.numbers(parameters, 6)
+    parameters, records, sources, code, tiles = (body.pointer(constants, i) for i in range(5))
+    functions, all_tiles, chunked, step, row = body.numbers(parameters, 5)
     begin = b.mul(chunk, chunked)
-    end = body.smaller(positions, b.add(begin, chunked))
-    with body.loop(begin, end, tile) as first:
-        count = body.smaller(tile, b.sub(end, first.index))
-        here, table = body.bytes(y, b.mul(first.index, step)), body.bytes(sources, b.mul(first.index, row))
+    end = body.smaller(all_tiles, b.add(begin, chunked))
+    with body.loop(begin, end) as tile:
+        first, count = body.numbers(body.at(tiles, b.mul(tile.index, body.const(2)), I64), 2)
+        here, table = body.bytes(y, b.mul(first, step)), body.bytes(sources, b.mul(first, row))
         with body.loop(0, functions) as function:
             record = body.at(records, b.mul(function.index, body.const(5)), I64)
             code_at, size, stream_at, length, plane_at = body.numbers(record, 5)
@@ -49,25 +49,25 @@ def _products(module: Module) -> None:
     """void f(buffers, constants, piece): one chunk of positions, tile by tile, each by a share of the functions.
 
     buffers: x, dy, sums [chunks, bytes of a chunk's].  constants: parameters as above, with the bytes of a chunk's sums
-    and the number of shares behind them; records, sources, code; shares: where each share's functions begin.
+    and the number of shares behind them; records, sources, code, tiles; shares: where each share's functions begin.
     """
     body = Body(module, "sparsify_conv_products")
     b = body.builder
     buffers, constants, piece = body.arguments
     x, dy, sums = (body.pointer(buffers, i) for i in range(3))
-    parameters, records, sources, code, shares = (body.pointer(constants, i) for i in range(5))
-    _, positions, tile, chunked, step, row, size, count_shares = body.numbers(parameters, 8)
+    parameters, records, sources, code, tiles, shares = (body.pointer(constants, i) for i in range(6))
+    _, all_tiles, chunked, step, row, size, count_shares = body.numbers(parameters, 7)
     chunk, share = b.udiv(piece, count_shares), b.urem(piece, count_shares)
     edges = [body.load(shares, b.add(share, body.const(i)), I64, align=8) for i in (0, 1)]
     begin = b.mul(chunk, chunked)
-    end = body.smaller(positions, b.add(begin, chunked))
+    end = body.smaller(all_tiles, b.add(begin, chunked))
     own = body.bytes(sums, b.mul(chunk, size))
     with body.loop(*edges) as function:
         code_at, length = body.numbers(body.at(records, b.mul(function.index, body.const(5)), I64), 2)
         _fetch(body, body.bytes(code, code_at), length)
-    with body.loop(begin, end, tile) as first:
-        count = body.smaller(tile, b.sub(end, first.index))
-        here, table = body.bytes(dy, b.mul(first.index, step)), body.bytes(sources, b.mul(first.index, row))
+    with body.loop(begin, end) as tile:
+        first, count = body.numbers(body.at(tiles, b.mul(tile.index, body.const(2)), I64), 2)
+        here, table = body.bytes(dy, b.mul(first, step)), body.bytes(sources, b.mul(first, row))
         with body.loop(*edges) as function:
             code_at, _, sums_at = body.numbers(body.at(records, b.mul(function.index, body.const(5)), I64), 3)
             body.call(body.bytes(code, code_at), _TYPE, [x, here, body.bytes(own, sums_at), table, count])
