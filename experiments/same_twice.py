@@ -21,11 +21,12 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=20)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--seconds", type=float, default=0.1)
+    parser.add_argument("--runtime", action="append", help="this one only; may be repeated")
     given = parser.parse_args()
     options = {"sparsities": [0.0], "threads": given.threads, "seconds": given.seconds}
     reports = []
     for i in range(given.times):
-        reports.append(sparsify.benchmark([given.recipe], **options))
+        reports.append(sparsify.benchmark([given.recipe], given.runtime, **options))
         ratios = ", ".join(
             f"{r.runtime} {r.speed_up.median:.3f} [{r.speed_up.low:.3f}, {r.speed_up.high:.3f}]"
             for r in reports[-1].rows

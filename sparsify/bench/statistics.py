@@ -53,7 +53,7 @@ def sign(ratio: Interval, noise: float = NOISE) -> int | None:
 
 def verdict(ratio: Interval) -> str:
     """What the speed-up of a sparse model over its dense twin says, in words."""
-    measured = f"{ratio.median:.2f}x, between {ratio.low:.2f}x and {ratio.high:.2f}x"
+    measured = f"{times(ratio.median)}, between {times(ratio.low)} and {times(ratio.high)}"
     said = {
         1: "sparsity makes it faster",
         0: "no sparse speed-up found",
@@ -61,6 +61,11 @@ def verdict(ratio: Interval) -> str:
         None: "too few rounds to say",
     }
     return f"{said[sign(ratio)]} ({measured})"
+
+
+def times(ratio: float) -> str:
+    """A ratio as people read it, to two digits at least."""
+    return f"{ratio:.2f}x" if ratio >= 0.1 else f"{ratio:.2g}x"
 
 
 def quantiles(values: Sequence[float], at: Sequence[float]) -> list[float]:

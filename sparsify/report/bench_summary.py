@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 from sparsify.bench.results import BreakEven, Report, Row
-from sparsify.bench.statistics import Interval, sign
+from sparsify.bench.statistics import Interval, sign, times
 from sparsify.report.bench_charts import Colours
 
 Place = tuple[str, int, int]  # source, batch, threads
@@ -22,7 +22,7 @@ def summary(report: Report, colours: Colours) -> str:
 def coloured(value: Interval) -> str:
     """A speed-up, in the colour of a gain, of a loss or of neither."""
     kind = {1: "gain", -1: "loss"}.get(sign(value) or 0, "none")
-    return f'<b class="{kind}">{value.median:.2f}x</b>'
+    return f'<b class="{kind}">{times(value.median)}</b>'
 
 
 def _fastest(rows: Sequence[Row], colours: Colours) -> str:

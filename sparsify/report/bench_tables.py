@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sparsify.bench.results import BreakEven, Report, Row
-from sparsify.bench.statistics import Interval, sign
+from sparsify.bench.statistics import Interval, sign, times
 from sparsify.report.tables import human_count
 
 FEW = 12  # rows of which verdicts are spelled out
@@ -61,9 +61,8 @@ def notes(report: Report) -> list[str]:
     if report.unfinished:
         found.append(f"Not reached: {len(report.unfinished)} places of the grid, from {report.unfinished[0]} on.")
     for why in dict.fromkeys(report.left_out.values()):
-        found.append(
-            f"Left out: {', '.join(w for w, y in report.left_out.items() if y == why)}, because {why.rstrip('.')}."
-        )
+        places = ", ".join(place for place, reason in report.left_out.items() if reason == why)
+        found.append(f"Left out: {places}, because {why.rstrip('.')}.")
     found += _unsettled(report.rows)
     complaints = [*(report.noise.complaints() if report.noise is not None else []), *_restless(report.rows)]
     if complaints:
@@ -155,7 +154,7 @@ def _list(values: Sequence[int]) -> str:
 
 
 def _ratio(value: Interval) -> Text:
-    return Text(f"{value.median:.2f}x {_spread(value)}", style=STYLES[sign(value)])
+    return Text(f"{times(value.median)} {_spread(value)}", style=STYLES[sign(value)])
 
 
 def _spread(value: Interval) -> str:

@@ -60,14 +60,12 @@ class Runtime(ABC):
             return (
                 None if Path(self.python()).is_file() else f"{self.variable()} names {self.python()}, which is no file"
             )
-        return self.lacks() or (no_device() if self.on_cuda else None)
+        return (no_device() if self.on_cuda else None) or self.lacks()
 
     def lacks(self) -> str | None:
         """What this environment lacks for it besides a device, or None."""
         if importlib.util.find_spec(self.package.replace("-", "_")) is None:
-            return (
-                f"the package {self.package} is not installed, and {self.variable()} names no interpreter that has it"
-            )
+            return "its package is not installed, neither here nor where SPARSIFY_<RUNTIME>_PYTHON points"
         return None
 
     def prepared(self, path: Path, folder: Path) -> Path:
@@ -100,7 +98,7 @@ def no_device() -> str | None:
         return "the package torch is not installed, which looks for CUDA devices"
     import torch
 
-    return None if torch.cuda.is_available() else "there is no CUDA device"
+    return None if torch.cuda.is_available() else "torch finds no CUDA device"
 
 
 def load_runtime(name: str) -> Runtime:

@@ -8,7 +8,7 @@ import statistics
 
 import pytest
 
-from sparsify.bench.statistics import CONFIDENCE, interval, quantiles, sign, speed_up, verdict
+from sparsify.bench.statistics import CONFIDENCE, interval, quantiles, sign, speed_up, times, verdict
 
 TRIALS = 2000
 
@@ -85,3 +85,13 @@ def test_quantiles_are_values_that_occurred():
     values = [float(v) for v in range(1, 101)]
     assert quantiles(values[::-1], (0, 0.01, 0.5, 0.9, 0.99, 1)) == [1, 1, 50, 90, 99, 100]
     assert quantiles([7.0], (0, 0.5, 1)) == [7, 7, 7]
+
+
+def test_a_ratio_is_read_to_two_digits():
+    assert [times(ratio) for ratio in (12.345, 1.0, 0.1, 0.04567, 0.000361)] == [
+        "12.35x",
+        "1.00x",
+        "0.10x",
+        "0.046x",
+        "0.00036x",
+    ]

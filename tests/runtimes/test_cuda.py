@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 
 import numpy as np
 import pytest
@@ -31,7 +30,7 @@ def wrn(tmp_path_factory):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 @pytest.mark.parametrize("name", ON_GPU)
 def test_without_a_gpu_each_says_so(name):
-    assert re.search("CUDA|Tensorrt|triton", load_runtime(name).missing())
+    assert load_runtime(name).missing() == "torch finds no CUDA device"
 
 
 def test_products_in_csr():
