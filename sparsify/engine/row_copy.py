@@ -9,6 +9,7 @@ import numpy as np
 from llvmlite import ir
 
 from sparsify.engine.ir import F32, I32, Body, Module
+from sparsify.engine.layout import LINE
 
 STEPS = (1, 2, 0)  # columns from one element of a phase to the next; 0: any number, one element at a time
 _TILE = 8192  # elements that make a tile worth its claim
@@ -58,6 +59,11 @@ def emit(module: Module, prefix: str) -> None:
             for i, (lead, plane, by_channel) in enumerate(((s_lead, s_plane, s_channel), (t_lead, t_plane, t_channel))):
                 place = b.add(lead, b.add(b.mul(image.index, plane), b.mul(channel.index, by_channel)))
                 sides.append(body.at(body.pointer(buffers, i), place, F32))
+            above, below = (b.mul(b.mul(row, down), s_pitch) for row in (top, bottom))
+            _fetch_next(body, sides[0], s_channel, (above, below))
+            with body.loop(0, b.mul(kept_down, kept_right)) as number:
+                there = body.at(sides[1], b.mul(number.index, phase), F32)
+                _fetch_next(body, there, t_channel, (b.mul(top, t_pitch), b.mul(bottom, t_pitch)), write=True)
             with body.loop(top, bottom) as row, body.loop(0, kept_down) as vertical:
                 above = b.add(b.mul(row.index, down), vertical.index)
                 with b.if_then(b.icmp_signed("<", above, height)):
@@ -66,6 +72,15 @@ def emit(module: Module, prefix: str) -> None:
                     there = body.at(sides[1], below, F32)
                     _ROW[step](body, here, there, width, right, kept_right, phase)
         body.done()
+
+
+def _fetch_next(
+    body: Body, channel: ir.Value, apart: ir.Value, edges: tuple[ir.Value, ir.Value], write: bool = False
+) -> None:
+    """Bring near what the next channel's copy will read or write: its runs are too short to be foreseen."""
+    following = body.at(channel, apart, F32)
+    with body.loop(*edges, LINE) as line:
+        body.prefetch(body.at(following, line.index, F32), 2, write)
 
 
 def _vectors(body: Body, count: ir.Value) -> Iterator[tuple[ir.Value, ir.Value]]:

@@ -12,7 +12,7 @@ from sparsify.engine.program import Convolution, Linear
 from sparsify.engine.sliding import Positions, positions, source, sweep
 from sparsify.engine.stage import Context, Stage
 
-_SHARED = 8  # vectors a thread from which threads share positions rather than rows
+_SHARED = 6  # vectors a thread from which threads share positions rather than rows
 _FAR = 1 << 31  # bytes that a displacement reaches
 
 

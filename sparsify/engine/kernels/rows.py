@@ -20,7 +20,7 @@ from sparsify.engine.sliding import is_by_rows
 from sparsify.engine.stage import Context, Stage
 
 _RATE = 3.5e9  # vector operations a second and thread
-_BAND = 14  # rows that are worth the loading of those around them
+_BAND = 7  # rows that are worth the loading of those around them
 _TAPS = 3
 _NAMES = {
     (stride, largest): f"sparsify_rows_{'max' if largest else 'sum'}_{stride}"

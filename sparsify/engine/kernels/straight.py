@@ -60,9 +60,9 @@ def _compile(operation: Convolution | Linear, layer: Layer, encode: Encoder, thr
     order = np.lexsort((found.row, found.shift, np.searchsorted(bounds, found.row, side="right")))
     edges = np.searchsorted(found.row, bounds)  # rows are sorted, and stay within their block
     parts = max(1, -(-int(np.diff(edges).max()) // _PART))
-    # What a residual brings along comes from memory, at large batches: fetched early.
+    # What a residual brings along, and an output larger than the input, is further away: fetched early.
     far = 2 * encode.width if layer.output.lanes == 1 else layer.output.step
-    ahead = far * 4 if operation.epilogue.residual is not None else 0
+    ahead = far * 4 if operation.epilogue.residual is not None or layer.output.channels > layer.input.channels else 0
     pieces, streams, records, length, floats = [], [], [], 0, 0
     alone = parts > 1 or layer.output.lanes == 1  # few positions are shared out by blocks
     for inner in _strips(bounds, edges, 1 if alone else _STRIP):
