@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 _LARGE = 1 << 16  # floats; below it torch's own memory is as good
+_LOCK = Lock()
 
 
 class Pool:
@@ -21,7 +22,7 @@ class Pool:
 
     def __init__(self, lasts: int = 64) -> None:
         """lasts: requests that memory is kept for without being asked for."""
-        self._lasts, self._requests, self._lock = lasts, 0, Lock()
+        self._lasts, self._requests = lasts, 0
         self._kept: dict[int, list[tuple[torch.UntypedStorage, int]]] = defaultdict(list)  # and the last request for it
 
     def empty(self, *shape: int) -> Tensor:
@@ -29,7 +30,7 @@ class Pool:
         size = 4 * math.prod(shape)
         if size < 4 * _LARGE:
             return torch.empty(shape)
-        with self._lock:
+        with _LOCK:
             self._requests += 1
             if self._requests % self._lasts == 0:
                 self._forget()
