@@ -22,7 +22,7 @@ def plot_inspection(found: Inspection, path: Path) -> None:
 
     Raises SparsifyError where matplotlib is missing or the suffix is none of .svg, .png and .pdf.
     """
-    with _figure(path, figsize=(9, 1.6 + 0.28 * len(found.layers))) as (figure, axes):
+    with figure_in(path, figsize=(9, 1.6 + 0.28 * len(found.layers))) as (figure, axes):
         rows = range(len(found.layers))
         axes.barh(rows, [layer.density for layer in found.layers], color="#4c78a8", label="this model")
         for (name, colour), marker in zip(_colours(found), "|xd+", strict=False):
@@ -43,7 +43,7 @@ def plot_landscape(found: Landscape, path: Path) -> None:
     Raises SparsifyError as `plot_inspection` does.
     """
     colours = {"line": "#4c78a8", "quadratic": "#f58518", "cubic": "#54a24b"}
-    with _figure(path, figsize=(7, 4.2)) as (figure, axes):
+    with figure_in(path, figsize=(7, 4.2)) as (figure, axes):
         for each in found.paths:
             label = each.curve if each.space is None else f"{each.curve}, {each.space} space"
             style = "--" if each.space == "full" else "-"
@@ -63,7 +63,7 @@ def check_suffix(path: Path) -> None:
 
 
 @contextmanager
-def _figure(path: Path, figsize: tuple[float, float]) -> Iterator[tuple[Any, Any]]:
+def figure_in(path: Path, figsize: tuple[float, float]) -> Iterator[tuple[Any, Any]]:
     """An empty figure and its axes, written to the file when the block ends."""
     check_suffix(path)
     import matplotlib

@@ -6,6 +6,7 @@ import runpy
 import sys
 import tracemalloc
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import nn
 
 from sparsify.data import data_info
 from sparsify.formats import Written, _bits, _packed, _writer, load_format, read_model
-from sparsify.nn import SparseConv2d, SparseLayer, SparseLinear, conv_products, growth
+from sparsify.nn import SparseConv2d, SparseLayer, SparseLinear, conv_products, growth, sparse_layers
 from sparsify.recipe import load_recipe
 from sparsify.topology import select
 from sparsify.topology.costs import Layer
@@ -24,6 +25,7 @@ from sparsify.topology.schedules import UpdateSchedule
 from sparsify.topology.select import random_positions
 from sparsify.training.checkpoint import Window, load_checkpoint, read_checkpoint, save_checkpoint
 from sparsify.training.compute import positions_of
+from sparsify.training.slots import slots
 from sparsify.training.snapshot import load_method, snapshot
 from sparsify.training.step import Topology, TrainState, finish_step, record_gradients
 from tests.allocations import Watcher
@@ -75,6 +77,31 @@ def test_largest_tensor_and_peak_of_arrays(method, layer, tmp_path, monkeypatch)
     assert (state.updates == 2) == (method != "static") and sum(state.masks.nonzeros().values()) == 2 * COUNT
     assert COUNT <= watcher.largest <= 16 * SIZE + COUNT, "more than a block of the dense gradient"
     assert peak < SIZE * SIZE, f"{peak} bytes of arrays, and a mask would have {SIZE * SIZE}"
+
+
+def held(state: TrainState) -> int:
+    """Bytes of what training keeps from step to step and is not as long as a layer's neurons."""
+    tensors = [held.flat for held in state.masks.positions.values()] + list(state.explored.found.values())
+    arrays = []
+    for layer in sparse_layers(state.model).values():
+        weight = layer.weight
+        tensors += [weight, torch.empty_like(weight), *slots(state.optimizer, weight)]  # a gradient, in a step
+        arrays += [value for value in vars(layer.pattern).values() if isinstance(value, np.ndarray)]
+    return sum(tensor.nbytes for tensor in tensors) + sum(array.nbytes for array in arrays)
+
+
+def test_what_is_kept_goes_with_the_connections(tmp_path, monkeypatch):
+    """A straight line: Adam keeps four floats for each, and there are indices and positions."""
+    monkeypatch.setattr(select, "_PERMUTED", 0)
+    counts = [4000, 8000, 12000]  # of 1,048,576 in each of two layers: what was explored is a list in all
+    found = []
+    for count in counts:
+        monkeypatch.setattr(sys.modules[__name__], "COUNT", count)
+        found.append(held(life("rigl", tmp_path)))
+    steps = [b - a for a, b in pairwise(found)]
+    assert steps[1] == pytest.approx(steps[0], rel=0.05)
+    assert 2 * 4 * (4 + 1 + 2 + 2) <= steps[0] / 4000 <= 2 * 60, "of two layers, more than 60 bytes for each connection"
+    assert found[0] - steps[0] < SIZE * SIZE / 8, "less than a bit for each weight is left without any connection"
 
 
 def test_a_model_is_written_in_parts(tmp_path, monkeypatch):
