@@ -33,18 +33,17 @@ def main() -> None:
         )
         print(f"{i + 1} of {given.times}: {ratios}", flush=True)
     within = Counter(row.runtime for report in reports for row in report.rows if sign(row.speed_up) == 0)
-    pairs = list(itertools.pairwise(reports))
-    between = Counter(
-        change.runtime
-        for old, new in pairs
-        for change in compare_reports(old, new).changes
-        if change.verdict == "no change found"
-    )
-    for row in reports[0].rows:
+    changes = [change for old, new in itertools.pairwise(reports) for change in compare_reports(old, new).changes]
+    between = Counter(change.runtime for change in changes if change.verdict == "no change found")
+    timed = Counter(row.runtime for report in reports for row in report.rows)
+    compared = Counter(change.runtime for change in changes)
+    for runtime in timed:
         print(
-            f"{row.runtime}: no difference {within[row.runtime]} times of {len(reports)}, "
-            f"no change between reports {between[row.runtime]} times of {2 * len(pairs)}"
+            f"{runtime}: no difference {within[runtime]} times of {timed[runtime]}, "
+            f"no change between reports {between[runtime]} times of {compared[runtime]}"
         )
+    for failed in {f"{what}: {why}" for report in reports for what, why in report.left_out.items() if " on " in what}:
+        print(f"left out {failed}")
 
 
 if __name__ == "__main__":
