@@ -186,11 +186,15 @@ def _gru(
     shares: list[ir.Value],
     products: list[ir.Value],
 ) -> ir.Value:
+    return gru(frame.body, shares, products, frame.load(step.state, block, mask))
+
+
+def gru(body: Body, shares: list[ir.Value], products: list[ir.Value], state: ir.Value) -> ir.Value:
     """(1 - z) n + z h, with n = tanh(x_n + r (R_n h + b_n)); gates in ONNX's order z, r, h."""
-    body, b = frame.body, frame.body.builder
+    b = body.builder
     update, reset = (sigmoid(body, b.fadd(shares[g], products[g])) for g in range(2))
     new = tanh(body, body.fma(reset, products[2], shares[2]))
-    return body.fma(update, b.fsub(frame.load(step.state, block, mask), new), new)
+    return body.fma(update, b.fsub(state, new), new)
 
 
 def _lstm(
@@ -201,13 +205,18 @@ def _lstm(
     shares: list[ir.Value],
     products: list[ir.Value],
 ) -> ir.Value:
-    """o tanh(c') with c' = f c + i tanh(g); gates in ONNX's order i, o, f, g."""
-    body, b = frame.body, frame.body.builder
+    hidden, cell = lstm(frame.body, shares, products, frame.load(step.cell, block, mask))
+    frame.store(cell, step.cell, block, mask)
+    return hidden
+
+
+def lstm(body: Body, shares: list[ir.Value], products: list[ir.Value], cell: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """o tanh(c') and c' = f c + i tanh(g); gates in ONNX's order i, o, f, g."""
+    b = body.builder
     sums = [b.fadd(share, product) for share, product in zip(shares, products, strict=True)]
     enter, leave, keep = (sigmoid(body, total) for total in sums[:3])
-    cell = body.fma(keep, frame.load(step.cell, block, mask), b.fmul(enter, tanh(body, sums[3])))
-    frame.store(cell, step.cell, block, mask)
-    return b.fmul(leave, tanh(body, cell))
+    cell = body.fma(keep, cell, b.fmul(enter, tanh(body, sums[3])))
+    return b.fmul(leave, tanh(body, cell)), cell
 
 
 def padded_rows(operation: Recurrent, width: int) -> np.ndarray:

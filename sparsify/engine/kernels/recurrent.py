@@ -75,7 +75,7 @@ def propose(operation: Operation, context: Context) -> Stage | None:
         scratch=4 * images * (steps * hidden + 2 * width * -(-hidden // width)),
         flops=2.0 * nonzeros * steps * images,
         density=nonzeros / operation.recurrence.size,
-        seconds=_seconds(form, packed) * steps * groups / context.threads,
+        seconds=_seconds(form, packed) * steps * (groups if form == "dense" else images) / context.threads,
         why=f"{steps} steps of {images} sequences, {form}",
     )
 
