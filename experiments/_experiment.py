@@ -16,9 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import sparsify
 from sparsify.data import data_info
 from sparsify.files import write_bytes, write_json
+from sparsify.formats import read_model
 from sparsify.training import run_folder
 from sparsify.training.compute import Compute
 from sparsify.training.metrics import read_metrics
@@ -89,13 +92,13 @@ def _train_cell(experiment: Experiment, row: str, column: str, seed: int, given:
     if not (place / run_folder.MODEL).is_file():
         sparsify.train(recipe, place, data=given.data, resume=not whole, compute=experiment.compute.get(row))
     lines = read_metrics(place)
-    line = lines[-1] | {"losses": tenths(lines)}
+    line = lines[-1] | {"losses": tenths(lines), "unevenness": unevenness(place)}
     if whole:  # what other programs take of the machine does not count
         line["cpu_seconds"] = round(time.process_time() - began, 1)
-    kept = ("test_loss", "test_accuracy", "sparsity", "step", "training_flops", "loss", "losses", "itop_rate")
+    kept = ("test_loss", "test_accuracy", "sparsity", "step", "training_flops", "loss", "losses", "unevenness")
     results = json.loads(path.read_text()) if path.is_file() else {}  # another process may have written meanwhile
     results.setdefault(column, {}).setdefault(row, {})[str(seed)] = {
-        key: line[key] for key in (*kept, "cpu_seconds", experiment.metric) if key in line
+        key: line[key] for key in (*kept, "itop_rate", "cpu_seconds", experiment.metric) if key in line
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, results)
@@ -109,6 +112,21 @@ def tenths(lines: Sequence[Mapping[str, Any]]) -> list[float]:
         sums[tenth] += line["loss"] * steps
         counts[tenth] += steps
     return [round(total / count, 4) for total, count in zip(sums, counts, strict=True) if count]
+
+
+def unevenness(run: Path) -> float | None:
+    """How unevenly a run's connections are shared out over neurons or channels; None where nothing is sparse.
+
+    The variance of their number, as a multiple of what chance gives, n p (1 - p): the mean over layers and both ends.
+    """
+    ratios = []
+    for mask in read_model(run / run_folder.MODEL).masks().values():
+        density = mask.mean()
+        if 0 < density < 1:
+            for axis in (0, 1):
+                ends = np.moveaxis(mask, axis, 0).reshape(mask.shape[axis], -1)
+                ratios.append(ends.sum(1).var() / (ends.shape[1] * density * (1 - density)))
+    return round(float(np.mean(ratios)), 2) if ratios else None
 
 
 def _recipe(
