@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ spec.loader.exec_module(package)
 from sparsify.bench import worker
 worker.main(*sys.argv[2:])
 """
+PATIENCE = 600.0  # seconds that a runtime may take for anything it is asked
 
 
 @dataclass(eq=False)
@@ -96,7 +98,13 @@ class Contender:
 
     def _answer(self) -> dict[str, Any]:
         assert self.process is not None and self.process.stdout is not None
+        patience = threading.Timer(PATIENCE, self.process.kill)
+        patience.start()
         line = self.process.stdout.readline()
+        late = not patience.is_alive()
+        patience.cancel()
+        if late:
+            raise BenchError(f"it gave no answer within {PATIENCE:g} seconds while it ran {self.model.name}")
         if not line:
             raise BenchError(self._last_words())
         answer: dict[str, Any] = json.loads(line)

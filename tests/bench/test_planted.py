@@ -68,7 +68,7 @@ def planted(finished_run, tmp_path_factory):
     package = tmp_path / "site" / "sparsify"
     shutil.copytree(Path(sparsify.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
 
-    def bench(code: str) -> subprocess.CompletedProcess[str]:
+    def bench(code: str, patience: float = 600.0) -> subprocess.CompletedProcess[str]:
         (package / "runtimes/planted.py").write_text(code)
         timing = (
             "--rounds",
@@ -84,6 +84,9 @@ def planted(finished_run, tmp_path_factory):
             "--json",
         )
         command = [sys.executable, "-m", "sparsify", "bench", "m.onnx", *timing]
+        protocol = Path(sparsify.__file__).parent / "bench/protocol.py"
+        limit = ("PATIENCE = 600.0", f"PATIENCE = {patience}")
+        (package / "bench/protocol.py").write_text(protocol.read_text().replace(*limit))
         environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
 
@@ -126,3 +129,11 @@ def test_a_runtime_that_dies_late_ends_alone(planted, ending, words):
     ) == 6
     (why,) = [why for place, why in report["left_out"].items() if place.startswith("planted on m.onnx")]
     assert why == f"its process ended while it ran m.onnx {words}"
+
+
+def test_a_runtime_that_hangs_ends_alone(planted):
+    done = planted(DIES.replace("ENDING", "import time; time.sleep(3600)"), patience=4.0)
+    report = json.loads(done.stdout)
+    assert done.returncode == 0 and [row["runtime"] for row in report["rows"]] == ["onnxruntime"]
+    (why,) = [why for place, why in report["left_out"].items() if place.startswith("planted on m.onnx")]
+    assert why == "it gave no answer within 4 seconds while it ran m.onnx"
