@@ -13,6 +13,7 @@ import numpy as np
 from llvmlite import ir
 
 from sparsify.engine.ir import F32, I16, I32, I64, Body, Module
+from sparsify.engine.layout import LINE
 from sparsify.engine.memory import copied
 from sparsify.engine.program import Convolution, Linear, Operation
 from sparsify.engine.sliding import Entries, entries
@@ -128,7 +129,9 @@ def _stage(operation: Convolution | Linear, context: Context, layer: Layer, shap
     tiles, blocks = -(-rows // shape.rows), len(packed.base)
     residual = () if epilogue.residual is None else (epilogue.residual,)
     has = len(residual)
-    parameters = [rows, shape.rows, shape.groups, blocks, layer.output.channel, 1 + has, has]
+    lines = shape.span // LINE if layer.input.lanes == 1 else 0
+    fetch = -(-lines // shape.rows)  # of the next block's input, at each row
+    parameters = [rows, shape.rows, shape.groups, blocks, layer.output.channel, 1 + has, has, fetch]
     table = np.repeat(layer.where.table[-1:], shape.vectors * shape.groups, axis=0)  # filled up with idle vectors
     table[:, 2] = 0
     table[: len(layer.where.table)] = layer.where.table
@@ -164,7 +167,7 @@ def _emit(module: Module, vectors: int) -> None:
     buffers, constants, tile = body.arguments
     pointers = [body.pointer(constants, i) for i in range(9)]
     parameters, table, bases, firsts, offsets, values, bias, limits, order = pointers
-    rows, tall, groups, blocks, channel, output, has = body.numbers(parameters, 7)
+    rows, tall, groups, blocks, channel, output, has, fetch = body.numbers(parameters, 8)
     group, strip = b.urem(tile, groups), b.udiv(tile, groups)
     start = b.mul(strip, tall)
     rest = b.sub(rows, start)
@@ -176,10 +179,15 @@ def _emit(module: Module, vectors: int) -> None:
     with body.loop(0, blocks) as block:
         input = body.at(body.pointer(buffers, 0), body.load(bases, block.index, I64), F32)
         inputs = [body.bytes(input, place[0]) for place in places]
+        following = body.load(bases, body.smaller(b.add(block.index, body.const(1)), last), I64)
+        upcoming = body.at(body.bytes(body.pointer(buffers, 0), places[0][0]), following, F32)
         piece = b.mul(b.add(b.mul(strip, blocks), block.index), tall)
         is_first = b.icmp_signed("==", block.index, body.const(0))
         is_last = b.icmp_signed("==", block.index, last)
         with body.loop(0, count) as row:
+            done = b.mul(row.index, fetch)
+            with body.loop(done, b.add(done, fetch)) as line:
+                body.prefetch(body.at(upcoming, b.mul(line.index, body.const(LINE)), F32), 2)
             there = b.zext(body.load(order, b.add(piece, row.index), I32), I64)
             plane = b.mul(there, channel)
             result = body.at(body.pointer(buffers, output), plane, F32)

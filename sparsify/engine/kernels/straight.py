@@ -7,6 +7,8 @@ Sparsity (PLDI 2023), for keeping a block of rows in registers.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from llvmlite import ir
 
@@ -18,9 +20,10 @@ from sparsify.engine.sliding import entries
 from sparsify.engine.stage import Context, Proposal, Stage
 from sparsify.engine.tiles import Blocked, Layer, blocked_stage, cut_rows, prepare
 
-_LOADS = 6.2e9  # a second and thread
-_FETCH = {True: 30e9, False: 14e9}  # bytes of code and weights a second and thread, by whether all are cached
-_CACHED = 1 << 20  # non-zeros of a whole program whose code stays in the last cache
+_LOADS = 8e9  # a second and thread
+# Bytes of code and weights a second and thread, by the non-zeros of the whole program: up to the first number they
+# are all cached, from the second one on most of them come from memory.
+_FETCH = ((1 << 20, 30e9), (3 << 20, 14e9), (math.inf, 8e9))
 _PIECES = 8  # that a panel is cut into, to fetch the next block between them
 _PART = 2048  # non-zeros whose code stays in the first-level cache from one vector to the next
 _STRIP = 2500  # the same where they are those of several blocks, with what begins and ends
@@ -46,12 +49,16 @@ def propose(operation: Operation, context: Context) -> Proposal | None:
 
 
 def _seconds(layer: Layer, operation: Convolution | Linear, encode: Encoder, context: Context) -> float:
-    """Two loads a cycle: a weight for each non-zero and, where any row of a block uses it, a column."""
+    """Two loads a cycle: a weight for each non-zero and, where any row of a block uses it, a column. That counts
+    twice where it lies across two lines, as most of several taps do, or far away."""
     rows, columns = len(operation.weight), operation.weight[0].size
     used = columns * (1 - (1 - layer.density) ** min(rows, encode.rows)) * -(-rows // encode.rows)
-    loads = (layer.nonzeros + 2 * used) * len(layer.where.table)
+    input = columns * len(layer.where.table) * encode.width * 4  # bytes, with one tap
+    near = columns == operation.weight.shape[1] and input <= context.tuning.panel_bytes // 2
+    loads = (layer.nonzeros + (1 if near else 2) * used) * len(layer.where.table)
     code = (layer.nonzeros + used) * _BYTES
-    return (loads / _LOADS + code / _FETCH[context.nonzeros < _CACHED]) / context.threads
+    rate = next(rate for most, rate in _FETCH if context.nonzeros < most)
+    return (loads / _LOADS + code / rate) / context.threads
 
 
 def _compile(operation: Convolution | Linear, layer: Layer, encode: Encoder, threads: int) -> Blocked:
