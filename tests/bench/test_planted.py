@@ -132,8 +132,8 @@ def test_a_runtime_that_dies_late_ends_alone(planted, ending, words):
 
 
 def test_a_runtime_that_hangs_ends_alone(planted):
-    done = planted(DIES.replace("ENDING", "import time; time.sleep(3600)"), patience=4.0)
+    done = planted(DIES.replace("ENDING", "import time; time.sleep(3600)"), patience=12.0)
     report = json.loads(done.stdout)
     assert done.returncode == 0 and [row["runtime"] for row in report["rows"]] == ["onnxruntime"]
     (why,) = [why for place, why in report["left_out"].items() if place.startswith("planted on m.onnx")]
-    assert why == "it gave no answer within 4 seconds while it ran m.onnx"
+    assert why == "it gave no answer within 12 seconds while it ran m.onnx"
