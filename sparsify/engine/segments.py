@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from llvmlite import ir
 
-from sparsify.engine import nonzeros, sell
+from sparsify.engine import sell
 from sparsify.engine.ir import F32, I8, I32, I64, Body
+from sparsify.engine.nonzeros import Found
 
 SEGMENT = 64  # columns that two permutations reach, each of two registers with 16 lanes
 _LEAST = 0.4  # of the lanes that a step must fill: below that gathers take less time
@@ -44,31 +45,30 @@ class Segments:
         return self.value.shape[0] * self.value.shape[1], len(self.rest.value)
 
 
-def in_segments(weights: np.ndarray, width: int) -> Segments:
-    """The segments of `weights` [matrices, rows, columns]; rows are a multiple of `width`."""
-    matrices, rows, columns = weights.shape
+def in_segments(shape: tuple[int, int, int], found: Found, width: int) -> Segments:
+    """The segments of matrices of `shape` [matrices, rows, columns], whose rows are a multiple of `width`. found: the
+    non-zeros of all of them, one below the other."""
+    matrices, rows, columns = shape
     slices, segments = rows // width, -(-columns // SEGMENT)
-    every, column, found = nonzeros.find(weights.reshape(-1, columns))
+    every, column, number = found
     matrix, row = np.divmod(every, rows)
     piece = row // width * segments + column // SEGMENT
     lane = (piece * matrices + matrix) * width + row % width
     order = np.argsort(lane, kind="stable")
     counts = np.bincount(lane, minlength=slices * segments * matrices * width)
-    start = np.cumsum(counts) - counts
     place = np.empty(len(lane), np.int64)  # of a non-zero within its lane
-    place[order] = np.arange(len(lane)) - start[lane[order]]
+    place[order] = np.arange(len(lane)) - (np.cumsum(counts) - counts)[lane[order]]
     least = max(1, round(_LEAST * matrices * width))
     steps = np.sort(counts.reshape(slices * segments, -1), axis=1)[:, -least]
-    rest = weights.copy()
     kept = place < steps[piece]
-    matrix, row, column, found, piece, place = (array[kept] for array in (matrix, row, column, found, piece, place))
     first = np.concatenate([[0], np.cumsum(steps)]).astype(np.int64)
     value = np.zeros((first[-1], matrices, width), np.float32)
     inside = np.zeros((first[-1], matrices, width), np.uint8)
-    value[first[piece] + place, matrix, row % width] = found
-    inside[first[piece] + place, matrix, row % width] = column % SEGMENT
-    rest[matrix, row, column] = 0
-    return Segments(first, value, inside, sell.in_slices(rest.reshape(-1, columns), width, sort=False))
+    home = (first[piece[kept]] + place[kept], matrix[kept], row[kept] % width)
+    value[home] = number[kept]
+    inside[home] = column[kept] % SEGMENT
+    rest = (every[~kept], column[~kept], number[~kept])
+    return Segments(first, value, inside, sell.in_slices(matrices * rows, rest, width, sort=False))
 
 
 def add_products(

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from llvmlite import ir
 
-from sparsify.engine import nonzeros
 from sparsify.engine.ir import I16, I32, I64, Body
+from sparsify.engine.nonzeros import Found
 
 COLUMNS = 1 << 16  # that an index of 16 bits reaches
 
@@ -29,21 +29,27 @@ class Slices:
     column: np.ndarray  # uint16 [steps, width]; 0 with the value 0 where a row has ended
 
 
-def in_slices(weight: np.ndarray, width: int, sort: bool = True) -> Slices:
-    """The slices of `weight` [rows, columns], the longest rows first, which wastes least, if to `sort`."""
-    counts = np.count_nonzero(weight != 0, axis=1)
-    order = np.argsort(-counts, kind="stable") if sort else np.arange(len(weight))
-    weight, counts = weight[order], counts[order]
-    row, column, found = nonzeros.find(weight)
-    start = np.concatenate([[0], np.cumsum(counts)])
-    place = np.arange(len(row)) - start[row]  # of a non-zero within its row
-    steps = np.maximum.reduceat(counts, np.arange(0, len(counts), width))
-    first = np.concatenate([[0], np.cumsum(steps)]).astype(np.int64)
-    step = first[row // width] + place
-    value, columns = np.zeros((first[-1], width), np.float32), np.zeros((first[-1], width), np.uint16)
-    value[step, row % width] = found
-    columns[step, row % width] = column
-    return Slices(order.astype(np.int32), first, value, columns)
+def in_slices(rows: int, found: Found, width: int, sort: bool = True) -> Slices:
+    """The slices of a matrix of `rows` rows with these non-zeros, the longest rows first, which wastes least, if to
+    `sort`."""
+    row, column, value = found
+    counts = np.bincount(row, minlength=rows)
+    order = np.argsort(-counts, kind="stable") if sort else np.arange(rows)
+    place = np.arange(len(row)) - (np.cumsum(counts) - counts).repeat(counts)  # of a non-zero within its row
+    first = np.concatenate([[0], np.cumsum(steps(counts[order], width))]).astype(np.int64)
+    home = np.empty(rows, np.int64)
+    home[order] = np.arange(rows)
+    home = home[row]
+    step, lane = first[home // width] + place, home % width
+    values, columns = np.zeros((first[-1], width), np.float32), np.zeros((first[-1], width), np.uint16)
+    values[step, lane] = value
+    columns[step, lane] = column
+    return Slices(order.astype(np.int32), first, values, columns)
+
+
+def steps(counts: np.ndarray, width: int) -> np.ndarray:
+    """Steps of each slice of rows with so many non-zeros."""
+    return np.maximum.reduceat(counts, np.arange(0, len(counts), width))
 
 
 def add_products(

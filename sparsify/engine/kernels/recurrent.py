@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 from llvmlite import ir
 
-from sparsify.engine import segments, sell
+from sparsify.engine import nonzeros, segments, sell
 from sparsify.engine.gates import (
     CELL,
     GATES,
@@ -54,7 +54,7 @@ def propose(operation: Operation, context: Context) -> Stage | None:
         return None
     kind = kind_of(operation)
     form, packed = _packed(operation, context)
-    nonzeros = int(np.count_nonzero(operation.recurrence))
+    found = nonzeros.count(operation.recurrence)
     together = 1 if images == 1 else _TOGETHER[form]
     groups = -(-images // together)
     parts = max(1, min(-(-hidden // width), _TILES * context.threads // groups))
@@ -73,8 +73,8 @@ def propose(operation: Operation, context: Context) -> Stage | None:
         steps=steps * PHASES[kind],
         constants=tuple(copied(array) for array in constants),
         scratch=4 * images * (steps * hidden + 2 * width * -(-hidden // width)),
-        flops=2.0 * nonzeros * steps * images,
-        density=nonzeros / operation.recurrence.size,
+        flops=2.0 * found * steps * images,
+        density=found / operation.recurrence.size,
         seconds=_seconds(form, packed) * steps * (groups if form == "dense" else images) / context.threads,
         why=f"{steps} steps of {images} sequences, {form}",
     )
@@ -89,9 +89,13 @@ def _packed(operation: Recurrent, context: Context) -> tuple[str, tuple[np.ndarr
     forms: dict[str, tuple[np.ndarray, ...]] = {"dense": (np.ascontiguousarray(columns),)}
     if context.target.level == "avx512":
         parts = [padded] if len(_sets(kind_of(operation))) == 1 else [padded[:2], padded[2:]]
-        forms["permuted"] = tuple(array for part in parts for array in segments.in_segments(part, width).arrays)
+        forms["permuted"] = tuple(
+            array
+            for part in parts
+            for array in segments.in_segments(part.shape, nonzeros.find(part.reshape(-1, part.shape[2])), width).arrays
+        )
     else:
-        slices = sell.in_slices(flat, width, sort=False)
+        slices = sell.in_slices(len(flat), nonzeros.find(flat), width, sort=False)
         forms["gathered"] = (slices.first, slices.value, slices.column)
     return min(forms.items(), key=lambda item: _seconds(*item))
 
