@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from sparsify.bench.results import SHARES, Measures, Row
-from sparsify.bench.statistics import Interval
+from sparsify.bench.statistics import Interval, times
 from sparsify.report.svg import LETTER, LogScale, element, line, picture, plain, spanning, spread, text, tooltip
 from sparsify.runtimes import LayerTime
 
@@ -22,15 +22,16 @@ def speed_up_chart(rows: Sequence[Row], ratio: Ratio, title: str, colours: Colou
 
     In this way work in proportion to the density is a straight line, which is drawn as well.
     """
-    top, bottom, left = 16.0, 260.0, 44.0
+    top, bottom = 16.0, 260.0
     right = WIDTH - 60 - LETTER * 1.1 * max(len(row.runtime) for row in rows)  # names are bold
     series: dict[str, list[tuple[float, Interval]]] = {}
     for row in sorted(rows, key=lambda r: r.sparsity):
         if (found := ratio(row)) is not None:
             series.setdefault(row.runtime, []).append((1 / (1 - row.sparsity), found))
     points = [point for line_of in series.values() for point in line_of]
-    across = spanning([work for work, _ in points], left, right, margin=1.04)
     up = spanning([1.0, *(b for _, r in points for b in (r.low, r.high))], bottom, top, margin=1.15)
+    left = max(44.0, 12 + LETTER * max(len(f"{tick:g}x") for tick in up.ticks()))
+    across = spanning([work for work, _ in points], left, right, margin=1.04)
     parts = [*_grid(up, left, right), *_sparsities(rows, across, bottom)]
     first, last = min(work for work, _ in points), max(work for work, _ in points)
     ideal = min(last, up.high)
@@ -40,7 +41,7 @@ def speed_up_chart(rows: Sequence[Row], ratio: Ratio, title: str, colours: Colou
     ends = spread([up(line_of[-1][1].median) for line_of in series.values()], 14.0, top, bottom)
     for (runtime, line_of), end in zip(series.items(), ends, strict=True):
         parts.append(_series(runtime, line_of, across, up, colours[runtime]))
-        name = element("tspan", runtime) + f" {line_of[-1][1].median:.2f}x"
+        name = element("tspan", runtime) + f" {times(line_of[-1][1].median)}"
         parts.append(element("text", name, x=right + 8, y=end + 4, class_=f"{colours[runtime]} name"))
     parts.append(text("zeros", (left + right) / 2, bottom + 34, class_="axis", text_anchor="middle"))
     return picture(WIDTH, bottom + 40, title, parts)

@@ -159,7 +159,7 @@ def _ratio(value: Interval) -> Text:
 
 def _spread(value: Interval) -> str:
     deviation = max(value.high - value.median, value.median - value.low) / value.median
-    return f"±{deviation:.0%}"
+    return f"±{deviation:.0%}" if deviation < 0.995 else "±>99%"
 
 
 def _against_the_best(rows: list[Row]) -> list[str]:

@@ -178,6 +178,17 @@ def test_a_browser_shows_no_words_cut_off_or_on_top_of_one_another(report, tmp_p
     assert re.search(r"<title>(.*?)</title>", done.stdout).group(1) == "wrong: []"
 
 
+def test_small_ratios_fit_their_chart(report, tmp_path):
+    """A runtime that is thousands of times slower than the others: its numbers are longer."""
+    slow = interval([0.00021] * 9)
+    rows = [r if r.runtime != "onnxruntime" else dataclasses.replace(r, speed_up=slow) for r in report.rows]
+    write_page(dataclasses.replace(report, rows=rows), tmp_path / "r.html")
+    page = (tmp_path / "r.html").read_text()
+    assert "0.00021x" in page
+    ends = re.findall(r'<text x="([\d.]+)" y="[\d.]+" class="axis" text-anchor="end">0.001x<', page)
+    assert ends and min(map(float, ends)) > 7 * len("0.001x")
+
+
 def test_names_move_apart_no_more_than_needed():
     assert spread([10.0, 50.0], 14, 0, 100) == [10, 50]
     assert spread([52.0, 50.0, 51.0], 10, 0, 100) == [70, 50, 60]

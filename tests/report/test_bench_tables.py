@@ -69,6 +69,13 @@ def test_what_did_not_settle_is_one_sentence_for_each_model(report):
     assert said.endswith("did not settle in the warm-up in onnxruntime.")
 
 
+def test_columns_stay_narrow_however_restless_the_times_are(report):
+    row = report.rows[0]
+    wild = dataclasses.replace(row, speed_up=dataclasses.replace(row.speed_up, median=1.0, low=0.5, high=900.0))
+    text = shown(bench_table(dataclasses.replace(report, rows=[wild])))
+    assert "1.00x ±>99%" in text and "…" not in text
+
+
 def with_rounds(row, rounds):
     sparse, dense = (dataclasses.replace(side, rounds_ms=rounds) for side in (row.sparse, row.dense))
     return dataclasses.replace(row, sparse=sparse, dense=dense)
