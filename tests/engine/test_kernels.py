@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sparsify.engine.compile import compile_program
 from sparsify.engine.library import kernel_files
-from sparsify.engine.program import Elementwise, LayerNorm, Pool, Rearrange, Reduce
+from sparsify.engine.program import Elementwise, LayerNorm, Pool, Rearrange, Recurrent, Reduce
 from sparsify.engine.tuning import Tuning
 from tests.engine.cases import check, convolution, levels, linear, program, target
 
@@ -42,6 +42,16 @@ def between(operation):
     return program(
         [first, operation, second], {"x": (2, 9, 24), "a": (2, 9, 40), "b": (2, 9, 40), "y": (2, 9, 24)}, ["y"]
     )
+
+
+def sequences(steps=2, images=16, hidden=20):
+    """A GRU's recurrence after the Linear that makes the input's share of its gates."""
+    share = replace(linear(RNG, leading=(steps, images), k=24, o=3 * hidden).operations[0], output="a")
+    recurrence, bias = RNG.standard_normal((3 * hidden, hidden)), RNG.standard_normal((2, 3 * hidden))
+    weights = (None, recurrence.astype(np.float32), bias.astype(np.float32))
+    after = Recurrent("gru", "a", ("y",), *weights, linear_before_reset=True)
+    shapes = {"x": (steps, images, 24), "a": (steps, images, 3 * hidden), "y": (steps, images, hidden)}
+    return program([share, after], shapes, ["y"])
 
 
 # The second half of the channels before the first.
@@ -104,6 +114,7 @@ CASES = [
     ("gelu_on_planes", between(Elementwise("gelu", ("a",), "b")), {"elementwise"}),
     ("norm_on_planes", between(LayerNorm("a", "b", np.full(40, 2, np.float32), None, 1e-5)), {"across"}),
     ("slice_on_planes", between(Rearrange("view", ("a",), "b", {"steps": HALVES})), {"move"}),
+    ("sequences", sequences(), {"recurrent_lanes"}),
     ("reshape", one(Rearrange("reshape", ("x",), "y"), x=(4, 9, 1, 1), y=(4, 9)), {"flat"}),
 ]  # fmt: skip
 PAIRS = [(name, kernel) for name, _, kernels in CASES for kernel in sorted(kernels)]
