@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -67,14 +67,14 @@ class ConvProducts:
         """Planes [h, w, in, pitch], [nnz], [out] to planes [h', w', out, pitch]."""
         y = ACTIVATIONS.empty(*self.geometry.output(sizes.height, sizes.width), self._entries.rows, sizes.pitch)
         call = self._call("forward", sizes)
-        call.run(x, y, torch.cat([values, bias])[call.gather])
+        call.run([x, y, torch.cat([values, bias])[call.gather]])
         return y
 
     def input_gradient(self, dy: Tensor, values: Tensor, sizes: Sizes) -> Tensor:
         """Planes [h', w', out, pitch], [nnz] to planes [h, w, in, pitch]."""
         dx = ACTIVATIONS.empty(sizes.height, sizes.width, self._entries.columns, sizes.pitch)
         call = self._call("input", sizes)
-        call.run(dy, dx, torch.cat([values, values.new_zeros(self._entries.columns)])[call.gather])
+        call.run([dy, dx, torch.cat([values, values.new_zeros(self._entries.columns)])[call.gather]])
         return dx
 
     def weight_gradient(self, x: Tensor, dy: Tensor, sizes: Sizes) -> Tensor:
@@ -84,9 +84,12 @@ class ConvProducts:
             return dw
         call = self._call("weight", sizes)
         for functions, (first, last) in call.groups():
-            found = x.new_zeros(call.chunks, last - first, self.target.width)
-            call.run(x, dy, found, functions)
-            dw.index_copy_(0, call.gather[first:last], found.sum(0).sum(1))
+            sums, found = (
+                x.new_empty(call.chunks, last - first, self.target.width),
+                x.new_empty(call.chunks, last - first),
+            )
+            call.run([x, dy, sums, found], functions)
+            dw.index_copy_(0, call.gather[first:last], found.sum(0))
         return dw
 
     def _call(self, name: str, sizes: Sizes) -> _Call:
@@ -136,18 +139,20 @@ class _Call:
         self._tiles = tiles
         self._lane = owner.target.width * 4  # bytes of a sum
         lanes = owner.pattern.count * self._lane
-        self.chunks = _CHUNKS if kind == "sums" else min(4, max(1, _SUMS // 4 // max(1, lanes)))
+        self.chunks = _CHUNKS if kind == "sums" else min(4, max(1, _SUMS // 2 // max(1, lanes)))
         self.gather = torch.from_numpy(program.gather)
         self._starts = (
             np.append(program.records[:, 2] // self._lane, owner.pattern.count) if kind == "products" else None
         )
-        numbers = [len(program.records), len(tiles), -(-len(tiles) // self.chunks), step, taps * 8, 0, 1]
+        numbers = [len(program.records), len(tiles), -(-len(tiles) // self.chunks), step, taps * 8, 0, 0, 1]
         self._parameters, self._shares = np.array(numbers, np.int64), np.zeros(1, np.int64)
         self._arrays = [self._parameters, np.ascontiguousarray(program.records), table]
         self._code = Code(program.code)
         first = [array.ctypes.data for array in self._arrays]
-        addresses = [*first, self._code.address, tiles.ctypes.data, 0]
-        self._constants, self._buffers = np.array(addresses, np.int64), np.zeros(3, np.int64)
+        addresses = [*first, self._code.address, tiles.ctypes.data, 0, 0]
+        self._constants, self._buffers = np.array(addresses, np.int64), np.zeros(4, np.int64)
+        if self._starts is not None:
+            self._constants[-1] = self._starts.ctypes.data
         function = owner.library.address(f"sparsify_conv_{kind}")
         self._task = np.array([0, 0, function, self._buffers.ctypes.data, self._constants.ctypes.data], np.int64)
         self._share = owner.library.address("sparsify_share")
@@ -162,18 +167,18 @@ class _Call:
             yield (first, last), (int(starts[first]), int(starts[last]))
             first = last
 
-    def run(self, x: Tensor, y: Tensor, third: Tensor, functions: tuple[int, int] | None = None) -> None:
-        """third: the stream, or zeros that the sums of `functions` are added to, [chunks, nnz, lanes]."""
+    def run(self, tensors: Sequence[Tensor], functions: tuple[int, int] | None = None) -> None:
+        """tensors: x, y and the stream, or x, dy, sums and dw of `functions`."""
         threads = 1 if self._is_small else torch.get_num_threads()
-        pieces, offset = self.chunks, 0
+        pieces = self.chunks
         if functions is not None:
             assert self._starts is not None
             shares = -(-threads // self.chunks)  # where chunks are too few, threads share out the functions
-            edges = self._starts[functions[0]], self._starts[functions[1]]
-            self._shares = np.searchsorted(self._starts, np.linspace(*edges, shares + 1))
-            self._parameters[-2:] = (edges[1] - edges[0]) * self._lane, shares
-            self._constants[-1] = self._shares.ctypes.data
-            pieces, offset = self.chunks * shares, int(edges[0]) * self._lane
+            first, last = self._starts[functions[0]], self._starts[functions[1]]
+            self._shares = np.searchsorted(self._starts, np.linspace(first, last, shares + 1))
+            self._parameters[-3:] = last - first, first, shares
+            self._constants[-2] = self._shares.ctypes.data
+            pieces = self.chunks * shares
         self._task[:2] = 0, pieces
-        self._buffers[:] = x.data_ptr(), y.data_ptr(), third.data_ptr() - offset
+        self._buffers[: len(tensors)] = [tensor.data_ptr() for tensor in tensors]
         team.run(self._share, self._task.ctypes.data, threads)

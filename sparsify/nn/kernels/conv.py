@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from llvmlite import ir
 
-from sparsify.engine.ir import I64, POINTER, Body, Module
+from sparsify.engine.ir import F32, I64, POINTER, Body, Module
+from sparsify.nn.kernels._reduce import transposed_sums
 
 _TYPE = ir.FunctionType(ir.VoidType(), [POINTER, POINTER, POINTER, POINTER, I64])
 
@@ -48,29 +49,40 @@ def _sums(module: Module) -> None:
 def _products(module: Module) -> None:
     """void f(buffers, constants, piece): one chunk of positions, tile by tile, each by a share of the functions.
 
-    buffers: x, dy, sums [chunks, bytes of a chunk's].  constants: parameters as above, with the bytes of a chunk's sums
-    and the number of shares behind them; records, sources, code, tiles; shares: where each share's functions begin.
+    buffers: x, dy, sums [chunks, nnz, lanes], dw [chunks, nnz]; what these begin with does not matter.  constants:
+    parameters as above, with the non-zeros, those before the first function, and the number of shares behind them;
+    records, sources, code, tiles; shares, where each share's functions begin; starts, where a function's non-zeros do.
     """
     body = Body(module, "sparsify_conv_products")
-    b = body.builder
+    b, wide = body.builder, module.width
     buffers, constants, piece = body.arguments
-    x, dy, sums = (body.pointer(buffers, i) for i in range(3))
-    parameters, records, sources, code, tiles, shares = (body.pointer(constants, i) for i in range(6))
-    _, all_tiles, chunked, step, row, size, count_shares = body.numbers(parameters, 7)
+    x, dy, sums, dw = (body.pointer(buffers, i) for i in range(4))
+    parameters, records, sources, code, tiles, shares, starts = (body.pointer(constants, i) for i in range(7))
+    _, all_tiles, chunked, step, row, nonzeros, before, count_shares = body.numbers(parameters, 8)
     chunk, share = b.udiv(piece, count_shares), b.urem(piece, count_shares)
     edges = [body.load(shares, b.add(share, body.const(i)), I64, align=8) for i in (0, 1)]
     begin = b.mul(chunk, chunked)
     end = body.smaller(all_tiles, b.add(begin, chunked))
-    own = body.bytes(sums, b.mul(chunk, size))
+    place = b.sub(b.mul(chunk, nonzeros), before)  # of the first of all non-zeros, were they all there
+    own = body.at(sums, place, module.vector)
+    first, last = (body.load(starts, edge, I64, align=8) for edge in edges)
+    with body.loop(first, last) as entry:
+        b.store(body.zeros(), body.at(own, entry.index, module.vector), align=4)
     with body.loop(*edges) as function:
         code_at, length = body.numbers(body.at(records, b.mul(function.index, body.const(5)), I64), 2)
         _fetch(body, body.bytes(code, code_at), length)
     with body.loop(begin, end) as tile:
-        first, count = body.numbers(body.at(tiles, b.mul(tile.index, body.const(2)), I64), 2)
-        here, table = body.bytes(dy, b.mul(first, step)), body.bytes(sources, b.mul(first, row))
+        position, count = body.numbers(body.at(tiles, b.mul(tile.index, body.const(2)), I64), 2)
+        here, table = body.bytes(dy, b.mul(position, step)), body.bytes(sources, b.mul(position, row))
         with body.loop(*edges) as function:
             code_at, _, sums_at = body.numbers(body.at(records, b.mul(function.index, body.const(5)), I64), 3)
             body.call(body.bytes(code, code_at), _TYPE, [x, here, body.bytes(own, sums_at), table, count])
+    with body.loop(first, last, wide) as group:
+        left = b.sub(last, group.index)
+        numbers = [body.smaller(body.const(i), b.sub(left, body.const(1))) for i in range(wide)]
+        places = [body.at(own, b.add(group.index, number), module.vector) for number in numbers]
+        total = transposed_sums(b, [b.load(p, typ=module.vector, align=4) for p in places])
+        body.masked_store(total, body.at(dw, b.add(place, group.index), F32), body.first_lanes(left))
     body.done()
 
 
