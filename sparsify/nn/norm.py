@@ -15,6 +15,7 @@ from sparsify.engine.target import host
 from sparsify.nn import kernels, team
 from sparsify.nn.memory import ACTIVATIONS
 
+Numbers = np.ndarray[Any, np.dtype[np.float64]]
 _CHUNKS = 16  # of positions, each with sums of its own
 _RELU = {F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
 _LOOKS = {getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "ndim")} | {Tensor.size, Tensor.dim}
@@ -51,18 +52,18 @@ class PlanesBatchNorm2d(nn.BatchNorm2d):
             return super().forward(x)  # where statistics are constants
         else:
             assert self.running_var is not None
-            mean, variance = self.running_mean.double(), self.running_var.double()
-        return _Todo(x, self.weight, self.bias, mean, (variance + self.eps).rsqrt()).pending()
+            mean, variance = (_wide(statistic) for statistic in (self.running_mean, self.running_var))
+        return _Todo(x, self.weight, self.bias, mean, 1 / np.sqrt(variance + self.eps)).pending()
 
-    def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance of each channel, float64 [c], after the running ones have moved towards them."""
+    def _statistics(self, x: Tensor) -> tuple[Numbers, Numbers]:
+        """Mean and variance of each channel, [c], after the running ones have moved towards them."""
         mean, variance = statistics(x.permute(2, 3, 1, 0))
         assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
         momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         count = x.numel() // x.shape[1]
-        self.running_mean.lerp_(mean.float(), momentum)
-        self.running_var.lerp_((variance * (count / max(1, count - 1))).float(), momentum)
+        for running, found in ((self.running_mean, mean), (self.running_var, variance * count / max(1, count - 1))):
+            running.lerp_(_narrow(found), momentum)
         return mean, variance
 
 
@@ -109,8 +110,8 @@ def _plain(value: Any) -> Any:
 class _Todo:
     """A normalisation to be done."""
 
-    def __init__(self, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, slope: Tensor) -> None:
-        """x: [n, c, h, w] whose memory is planes; all others: [c]. mean, slope: float64, y = (x - mean) slope w + b."""
+    def __init__(self, x: Tensor, weight: Tensor, bias: Tensor, mean: Numbers, slope: Numbers) -> None:
+        """x: [n, c, h, w] whose memory is planes; all others: [c], and y = (x - mean) slope weight + bias."""
         self.x, self.weight, self.bias, self.mean, self.slope = x, weight, bias, mean, slope
 
     def result(self, rectified: bool) -> Tensor:
@@ -126,9 +127,10 @@ class _Todo:
 class _Normalise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, todo: _Todo, floor: float, later: bool) -> Tensor:
-        scale = weight.double() * todo.slope
-        line = torch.stack([scale, bias.double() - todo.mean * scale]).float()  # y = line[0] x + line[1]
-        ctx.save_for_backward(x, weight, line)
+        scale = _wide(weight) * todo.slope
+        line = np.stack([scale, _wide(bias) - todo.mean * scale]).astype(np.float32)  # y = line[0] x + line[1]
+        ctx.save_for_backward(x, weight)
+        ctx.line = line
         ctx.todo, ctx.floor = todo, floor
         if later:
             made: Any = Tensor._make_wrapper_subclass(Pending, x.shape, strides=x.stride(), dtype=x.dtype)
@@ -141,28 +143,38 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, line = ctx.saved_tensors
+        (x, weight), line = ctx.saved_tensors, ctx.line
         mean, slope, channels = ctx.todo.mean, ctx.todo.slope, x.shape[1]
         dy = _empty_like(x).copy_(dy) if dy.stride() != x.stride() else dy
-        sums = x.new_zeros(_CHUNKS, 2, channels, host().width)
-        _run("back_sums", x, ctx.floor, [x, dy, torch.cat([line, mean.float()[None]]), sums])
-        total, product = sums.double().sum((0, 3))
-        scale, count = weight.double() * slope, x.numel() // channels
+        sums = np.zeros((_CHUNKS, 2, channels, host().width), np.float32)
+        _run("back_sums", x, ctx.floor, [x, dy, np.concatenate([line, mean[None]]).astype(np.float32), sums])
+        total, product = sums.sum((0, 3), np.float64)
+        scale, count = _wide(weight) * slope, x.numel() // channels
         part = -scale * slope * slope * product / count
         constant = -scale * total / count - part * mean
         dx = _empty_like(x)
-        _run("back_apply", x, ctx.floor, [x, dy, torch.cat([line, torch.stack([scale, part, constant]).float()]), dx])
-        return dx, (product * slope).float(), total.float(), None, None, None
+        _run(
+            "back_apply", x, ctx.floor, [x, dy, np.concatenate([line, [scale, part, constant]]).astype(np.float32), dx]
+        )
+        return dx, _narrow(product * slope), _narrow(total), None, None, None
 
 
-def statistics(planes: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of each channel of planes [h, w, c, pitch]: float64 [c] each."""
+def statistics(planes: Tensor) -> tuple[Numbers, Numbers]:
+    """Mean and variance of each channel of planes [h, w, c, pitch]: [c] each."""
     channels = planes.shape[2]
-    near = planes[0, 0, :, 0].contiguous()  # sums of small numbers lose less
-    sums = planes.new_zeros(_CHUNKS, 2, channels, host().width)
+    near = planes[0, 0, :, 0].contiguous().numpy()  # sums of small numbers lose less
+    sums = np.zeros((_CHUNKS, 2, channels, host().width), np.float32)
     _run("sums", planes.permute(3, 2, 0, 1), 0.0, [planes, near, sums])
-    total, square = sums.double().sum((0, 3)) / (planes.numel() // channels)
-    return near.double() + total, (square - total * total).clamp_(min=0)
+    total, square = sums.sum((0, 3), np.float64) / (planes.numel() // channels)
+    return near + total, np.maximum(square - total * total, 0)
+
+
+def _wide(tensor: Tensor) -> Numbers:
+    return tensor.detach().numpy().astype(np.float64)
+
+
+def _narrow(numbers: Numbers) -> Tensor:
+    return torch.from_numpy(numbers.astype(np.float32))
 
 
 def _empty_like(x: Tensor) -> Tensor:
@@ -179,7 +191,7 @@ def _fits(x: Tensor, weight: Tensor) -> bool:
     )
 
 
-def _run(name: str, x: Tensor, floor: float, tensors: list[Tensor]) -> None:
+def _run(name: str, x: Tensor, floor: float, arrays: list[Tensor | np.ndarray]) -> None:
     """A native function on x: [n, c, h, w]."""
     n, channels, height, width = x.shape
     found: Library = library(host(), kernels)
@@ -187,7 +199,5 @@ def _run(name: str, x: Tensor, floor: float, tensors: list[Tensor]) -> None:
     numbers = [positions, -(-positions // _CHUNKS), channels, n // host().width, 0]
     constants = np.array(numbers, np.int64)
     constants[4:].view(np.float32)[0] = floor
-    buffers = np.array([tensor.data_ptr() for tensor in tensors], np.int64)
-    function = found.address(f"sparsify_norm_{name}")
-    task = np.array([0, _CHUNKS, function, buffers.ctypes.data, constants.ctypes.data], np.int64)
-    team.run(found.address("sparsify_share"), task.ctypes.data, torch.get_num_threads())
+    buffers = np.array([a.data_ptr() if isinstance(a, Tensor) else a.ctypes.data for a in arrays], np.int64)
+    team.call(found, f"sparsify_norm_{name}", _CHUNKS, buffers, constants)
