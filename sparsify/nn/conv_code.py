@@ -235,4 +235,5 @@ def _beside(count: int, parts: Sequence[bytes | np.ndarray]) -> np.ndarray:
 
 
 def _put(code: np.ndarray, places: np.ndarray, instructions: np.ndarray) -> None:
-    code[places[:, None] + np.arange(instructions.shape[1])] = instructions
+    for number in range(instructions.shape[1]):
+        code[places + number] = instructions[:, number]
