@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -72,7 +72,7 @@ def cut(operation: Convolution | Linear, input: Planes, output: Planes, rows: in
 def _along(input: Planes, output: Planes, columns: int) -> np.ndarray:
     """The table of tiles that follow each other along the flattened planes, borders skipped where possible."""
     wanted = np.zeros(output.phase + columns, bool)
-    wanted[output.index()[:, 0].ravel()] = True
+    wanted[replace(output, channels=1).index().ravel()] = True
     places = np.flatnonzero(wanted)
     starts, at = [], 0
     while at < len(places):

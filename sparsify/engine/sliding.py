@@ -9,7 +9,7 @@ Pool are cases of it. `positions` lists the vectors of p, `entries` the non-zero
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -163,7 +163,7 @@ def positions(input: Planes, output: Planes, stride: tuple[int, int], width: int
         columns = [here.ravel() * input.step * 4, there.ravel() * output.step * 4, full, full * 0]
         return Positions(_table(columns), useful)
     wanted = np.zeros(output.phase, bool)
-    wanted[output.index()[:, 0].ravel()] = True
+    wanted[replace(output, channels=1).index().ravel()] = True
     start = output.lead // width * width
     usable = wanted[start : start + up(len(wanted) - start, width)]
     usable = np.pad(usable, (0, -len(usable) % width)).reshape(-1, width)

@@ -30,10 +30,11 @@ from sparsify.engine.transpose import square
 
 _ACROSS = 2  # vectors of channels in a tile of the output: a panel
 _SHAPES: dict[Level, tuple[tuple[int, int], ...]] = {
-    "avx512": ((1, 14), (2, 7), (1, 8), (1, 4)),
+    "avx512": ((1, 14), (2, 7), (1, 8)),
     "avx2": ((1, 6), (1, 4)),
     "generic": ((1, 4),),
 }  # rows and columns of positions in a tile: as many as leave registers for the operands
+_NARROW: dict[Level, tuple[tuple[int, int], ...]] = {"avx512": ((1, 4),), "avx2": (), "generic": ()}  # of few in all
 _RATE = 7.6e9  # vector multiplications a second and thread
 _TILE_COST = 60  # of a transposition, in vector multiplications for each vector of channels
 _STREAM = 36e9  # bytes of weights a second and thread, each read once
@@ -55,6 +56,8 @@ def propose(operation: Operation, context: Context) -> Proposal | None:
     if max(input.size, output.size) * 4 >= _FAR:
         return None
     shapes = _SHAPES[context.target.level]
+    if output.images * output.height * output.width <= _FEW:
+        shapes += _NARROW[context.target.level]
     possible = [tiles for shape in shapes if (tiles := cut(operation, input, output, *shape)) is not None]
     if not possible:
         return None
@@ -117,7 +120,7 @@ def _name(rows: int, columns: int, step: int) -> str:
 
 def emit(module: Module) -> None:
     """void sparsify_channels_<rows>x<columns>_<step>(buffers, constants, tile): a panel, some tiles."""
-    for rows, columns in _SHAPES[module.target.level]:
+    for rows, columns in _SHAPES[module.target.level] + _NARROW[module.target.level]:
         finish = _emit_finish(module, rows, columns)
         for step in STEPS:
             _emit(module, rows, columns, step, finish)
