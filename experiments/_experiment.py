@@ -89,7 +89,7 @@ def _train_cell(experiment: Experiment, row: str, column: str, seed: int, given:
     recipe = _recipe(experiment, row, column, [*given.set, f"training.seed={seed}"], folder / _slug(column), seed)
     print(f"{experiment.name}: {row}, {column}, seed {seed}", flush=True)
     began, whole = time.process_time(), not run_folder.is_run(place)
-    if not (place / run_folder.MODEL).is_file():
+    if not run_folder.model_file(place).is_file():
         sparsify.train(recipe, place, data=given.data, resume=not whole, compute=experiment.compute.get(row))
     lines = read_metrics(place)
     line = lines[-1] | {"losses": tenths(lines), "unevenness": unevenness(place)}

@@ -41,7 +41,7 @@ def main() -> None:
         base = [f"topology.sparsity={SPARSITY}", f"training.epochs={EPOCHS}"]
         filled = [change.format(static=folders["static"]) for change in changes]
         print(f"landscape: {label}", flush=True)
-        if not (place / run_folder.MODEL).is_file():
+        if not run_folder.model_file(place).is_file():
             recipe = sparsify.load_recipe(RECIPE, [*base, *filled, *given.set])
             sparsify.train(recipe, place, data=given.data, resume=run_folder.is_run(place))
         last = read_metrics(place)[-1]

@@ -24,24 +24,24 @@ from sparsify.training.loop import Result
 from sparsify.training.snapshot import build_network, initial_snapshot, snapshot
 
 
-def open_source(source: str | Path | Result, changes: Sequence[str] = ()) -> SparseModel:
+def open_source(source: str | Path | Result, changes: Sequence[str] = (), scan: bool = False) -> SparseModel:
     """The model that a run folder, a model file, a recipe or a finished run stands for.
 
     A run that is not finished gives the state of its last checkpoint; a recipe gives a freshly initialised,
-    masked network. changes: "section.key=value" each, for recipes only.
+    masked network. changes: "section.key=value" each, for recipes only. scan: leave tensors in files, see `read_model`.
     Raises SparsifyError where there is no such thing or it is damaged.
     """
     if isinstance(source, Result):
-        module, model = source.model, read_model(source.folder / run_folder.MODEL)
+        module, model = source.model, read_model(run_folder.model_file(source.folder), scan)
         return model if module is None else replace(model, build=lambda: deepcopy(module).cpu())
     path = Path(source)
     standing = path.is_dir() or (path.is_file() and path.suffix != ".toml")
     if standing and changes:
         raise RecipeError(f"{path} is fixed: settings can be changed for recipes only. Leave them away.")
     if run_folder.is_run(path):
-        return _open_run(path)
+        return _open_run(path, scan)
     if standing or path.suffix in _suffixes():
-        return read_model(path)
+        return read_model(path, scan)
     try:
         return initial_snapshot(load_recipe(str(source), changes))
     except UnknownNameError as error:
@@ -128,13 +128,14 @@ def _default_path(source: Path, suffix: str, packed: bool) -> Path:
 def _model_file(path: Path) -> Path | None:
     """The file or folder that holds a source's model, or None where the model is made from a recipe or checkpoint."""
     if run_folder.is_run(path):
-        path = path / run_folder.MODEL
+        path = run_folder.model_file(path)
     return path if path.exists() and path.suffix != ".toml" else None
 
 
-def _open_run(folder: Path) -> SparseModel:
-    if (folder / run_folder.MODEL).is_file():
-        return _with_network(read_model(folder / run_folder.MODEL), load_recipe(folder / run_folder.RECIPE))
+def _open_run(folder: Path, scan: bool) -> SparseModel:
+    file = run_folder.model_file(folder)
+    if file.is_file():
+        return _with_network(read_model(file, scan), load_recipe(folder / run_folder.RECIPE))
     recipe = load_recipe(folder / run_folder.RECIPE)
     info = data_info(recipe.data.name, recipe.data.options)
     model, layers, masks = build_network(recipe, info)

@@ -108,7 +108,7 @@ def _line(
     """The last line of the run's metrics, trained now where it is not finished."""
     method, seed = recipe.topology.method, recipe.training.seed
     run = folder / f"{method}-seed{seed}"
-    if (run / run_folder.MODEL).is_file():
+    if run_folder.model_file(run).is_file():
         run_folder.reopen(run, recipe)
         return read_metrics(run)[-1]
 

@@ -29,7 +29,7 @@ from sparsify.sources import export
 from sparsify.training.distributed import speaks
 from sparsify.training.loop import Progress as Step
 from sparsify.training.loop import Result, train
-from sparsify.training.run_folder import MODEL
+from sparsify.training.run_folder import model_file
 
 
 class _Bar:
@@ -77,7 +77,7 @@ def train_with_progress(recipe: Recipe | None, out: Path | None, options: dict[s
     line = result.line
     console.print(
         f"Test {score_in_words(line)} at {line['sparsity']:.2%} sparsity after {line['step']:,} steps "
-        f"and {line['updates']} mask updates. Model: {result.folder / MODEL}"
+        f"and {line['updates']} mask updates. Model: {model_file(result.folder)}"
     )
     found = result.times.summary() if result.times else {}
     if "update_share" in found and "step_seconds" in found:

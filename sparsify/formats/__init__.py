@@ -8,7 +8,7 @@ trainer.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +17,11 @@ import numpy as np
 
 from sparsify import registry
 from sparsify.errors import FormatError
+from sparsify.formats._bits import StoredTensor, of_array
+from sparsify.formats._masks import count, mask_parts
 from sparsify.formats._metadata import Metadata as Metadata
 from sparsify.topology.costs import Layer
-from sparsify.topology.digest import mask_digest
+from sparsify.topology.digest import MaskHasher, mask_digest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,7 +33,7 @@ FILLER = 0.01  # size of a dense twin's random weights, in that of the others
 class SparseModel:
     """A network in memory, as a file holds it: every tensor dense, weights outside their mask exactly 0.
 
-    One that is to be written only may hold a `StoredTensor` in place of an array that would be too large.
+    One that is to be written, or was only scanned, may hold a `StoredTensor` in place of an array.
     """
 
     tensors: dict[str, Any]  # np.ndarray by the name in the model
@@ -49,9 +51,32 @@ class SparseModel:
             found[name].reshape(-1)[indices] = True
         return found
 
+    def counts(self) -> dict[str, int]:
+        """Connections of each weight that has a mask, recounted from the values."""
+        if not self._is_scanned():
+            return {name: int(mask.sum()) for name, mask in self.masks().items()}
+        return {name: count(self._parts(name)) for name in self._masked()}
+
     def digest(self) -> str:
         """The mask digest, recounted from the values."""
-        return mask_digest(self.masks())
+        if not self._is_scanned():
+            return mask_digest(self.masks())
+        hasher = MaskHasher()
+        for name in sorted(self._masked()):
+            hasher.add(name, self.tensors[name].shape, self._parts(name))
+        return hasher.hexdigest()
+
+    def _masked(self) -> list[str]:
+        return [layer.name for layer in self.layers if layer.sparse]
+
+    def _is_scanned(self) -> bool:
+        return any(isinstance(self.tensors[name], StoredTensor) for name in self._masked())
+
+    def _parts(self, name: str) -> Iterator[np.ndarray]:
+        tensor = self.tensors[name]
+        live = (self.metadata.live_zeros if self.metadata else {}).get(name)
+        stored = tensor if isinstance(tensor, StoredTensor) else of_array(tensor, name)
+        return mask_parts(stored, None if live is None else np.array(live))
 
 
 @dataclass(frozen=True)
@@ -83,9 +108,10 @@ def load_format(name: str) -> Any:
     return registry.load("formats", name)
 
 
-def read_model(path: Path) -> SparseModel:
+def read_model(path: Path, scan: bool = False) -> SparseModel:
     """Read a model file by its suffix, or whatever else a format can convert from: shards, a torch checkpoint.
 
+    scan: leave tensors in the file where the format can (`scan` beside its `read`), to be counted and no more.
     Raises FormatError where it is damaged or not a model.
     """
     modules = [load_format(name) for name in registry.names("formats")]
@@ -93,11 +119,11 @@ def read_model(path: Path) -> SparseModel:
         if path.suffix == module.SUFFIX and not path.is_dir():
             if not path.is_file():
                 raise FormatError(f"There is no file {path}. Check the path.")
-            model: SparseModel = module.read(path)
+            model: SparseModel = _reader(module, scan)(path)
             return model
     for module in modules:
         if hasattr(module, "converts") and module.converts(path):
-            foreign: SparseModel = module.read(path)
+            foreign: SparseModel = _reader(module, scan)(path)
             return foreign
     if path.is_dir():
         raise FormatError(
@@ -106,6 +132,11 @@ def read_model(path: Path) -> SparseModel:
         )
     known = ", ".join(module.SUFFIX for module in modules)
     raise FormatError(f"{path} has a suffix that no format answers to. Known: {known}.")
+
+
+def _reader(module: Any, scan: bool) -> Callable[[Path], SparseModel]:
+    reader: Callable[[Path], SparseModel] = getattr(module, "scan", module.read) if scan else module.read
+    return reader
 
 
 def check_against_metadata(model: SparseModel, path: Path) -> SparseModel:

@@ -40,6 +40,8 @@ class StoredTensor:
     dtype: str  # a key of WIDTHS
     shape: tuple[int, ...]
     chunks: Callable[[], Iterator[np.ndarray]]  # flat unsigned integers, CHUNK elements each but for the last
+    # Where only these elements can be other than 0: flat positions, int64 ascending, and their bits.
+    entries: Callable[[], tuple[np.ndarray, np.ndarray]] | None = None
 
     @property
     def size(self) -> int:
@@ -120,7 +122,7 @@ def spread(values: np.ndarray, positions: np.ndarray, shape: tuple[int, ...]) ->
             chunk[positions[part] - start] = bits[part]
             yield chunk
 
-    return StoredTensor(dtype, shape, chunks)
+    return StoredTensor(dtype, shape, chunks, lambda: (positions, bits))
 
 
 def of_array(array: np.ndarray, name: str) -> StoredTensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 from sparsify.errors import FormatError
 from sparsify.formats._bits import CHUNK, FLOATS, StoredTensor, unsigned
 from sparsify.formats._header import TensorFile, is_shape
-from sparsify.formats._positions import ENCODINGS, cheapest, check_extent, decode
+from sparsify.formats._positions import ENCODINGS, bitmask_parts, cheapest, cheapest_of, decode
 
 KEY = "sparse_tensors"
 VERSION = 1
@@ -31,12 +31,17 @@ class Pair:
     positions: np.ndarray  # [bytes] uint8
 
 
-def pack(tensor: StoredTensor, live: np.ndarray | None = None) -> tuple[Pair | None, np.ndarray]:
-    """Values and positions of a tensor, or None where that is no smaller; and its mask, [⌈n/8⌉] uint8.
+Mask = np.ndarray | Iterable[np.ndarray]  # [⌈n/8⌉] uint8, whole or in parts
+
+
+def pack(tensor: StoredTensor, live: np.ndarray | None = None) -> tuple[Pair | None, Mask]:
+    """Values and positions of a tensor, or None where that is no smaller; and its mask.
 
     live: ascending flat positions to be stored although their value is 0. Reads the tensor once, chunk by
     chunk; beside the result it takes one chunk of memory, and 8 bytes a stored element while gaps are made.
     """
+    if tensor.entries is not None:
+        return _pack_entries(tensor, live)
     values: list[np.ndarray] = []
     bits, masks, stored = [], [], 0
     most = tensor.nbytes - OVERHEAD  # bytes that the pair may have
@@ -62,8 +67,27 @@ def pack(tensor: StoredTensor, live: np.ndarray | None = None) -> tuple[Pair | N
     return Pair(np.concatenate(values), encoding, positions), mask
 
 
-def mask_of(tensor: StoredTensor) -> np.ndarray:
-    """Where a tensor is not 0, [⌈n/8⌉] uint8."""
+def _pack_entries(tensor: StoredTensor, live: np.ndarray | None) -> tuple[Pair | None, Mask]:
+    """`pack` of a tensor whose elements that are not 0 are known: nothing of its size is made."""
+    assert tensor.entries is not None
+    positions, bits = tensor.entries()
+    present = bits != 0
+    if live is not None:
+        present[np.searchsorted(positions, live)] = True
+    positions, bits = positions[present], bits[present]
+    mask = bitmask_parts(positions[_nonzero(bits, tensor.dtype)], tensor.size)
+    most = tensor.nbytes - OVERHEAD
+    if bits.nbytes + min(tensor.size / 8, len(bits) / 2) > most:
+        return None, mask
+    encoding, codes = cheapest_of(positions, tensor.size)
+    return (Pair(bits, encoding, codes) if bits.nbytes + len(codes) <= most else None), mask
+
+
+def mask_of(tensor: StoredTensor) -> Mask:
+    """Where a tensor is not 0."""
+    if tensor.entries is not None:
+        positions, bits = tensor.entries()
+        return bitmask_parts(positions[_nonzero(bits, tensor.dtype)], tensor.size)
     masks = [np.packbits(_nonzero(chunk, tensor.dtype), bitorder="little") for chunk in tensor.chunks()]
     return np.concatenate(masks) if masks else np.zeros(0, np.uint8)
 
@@ -100,8 +124,9 @@ def unpacked(file: TensorFile, path: Path) -> TensorFile:
             raise broken(path, f"{name!r} is in it both dense and packed")
         if len(values.shape) != 1 or len(positions.shape) != 1 or positions.dtype != "U8":
             raise broken(path, f"the pair of {name!r} is not one row of values and one of bytes")
-        chunks = partial(_decoded_chunks, values, positions, math.prod(shape), encoding, name, path)
-        tensors[name] = StoredTensor(values.dtype, shape, chunks)
+        given = values, positions, math.prod(shape), encoding, name, path
+        chunks, entries = partial(_decoded_chunks, *given), partial(_decoded_entries, *given)
+        tensors[name] = StoredTensor(values.dtype, shape, chunks, entries)
     digest = _load_index(file.metadata[KEY], path).get("mask_digest")
     metadata = {key: value for key, value in file.metadata.items() if key != KEY}
     return TensorFile(tensors, metadata, digest if isinstance(digest, str) else None)
@@ -149,21 +174,45 @@ def _load_index(text: str, path: Path) -> dict[str, Any]:
     return index
 
 
-def _decoded_chunks(
+def _decoded(
     values: StoredTensor, positions: StoredTensor, size: int, encoding: str, name: str, path: Path
-) -> Iterator[np.ndarray]:
-    data, stored = positions.bits(), values.bits()
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Ascending positions and their bits, some at a time."""
+    data, stored, used = positions.bits(), values.bits(), 0
     try:
-        check_extent(data, size, encoding)
-        dense, used = np.zeros(size, unsigned(values.dtype)), 0
         for places in decode(data, size, encoding):
             if used + len(places) > len(stored):
                 raise FormatError(f"there are more positions than its {len(stored)} values")
-            dense[places] = stored[used : used + len(places)]
+            yield places, stored[used : used + len(places)]
             used += len(places)
         if used < len(stored):
             raise FormatError(f"there are {len(stored)} values but {used} positions")
     except FormatError as error:
         raise broken(path, f"in {name!r} {error}") from None
-    for start in range(0, size, CHUNK):
-        yield dense[start : start + CHUNK]
+
+
+def _decoded_entries(values: StoredTensor, *rest: Any) -> tuple[np.ndarray, np.ndarray]:
+    parts = list(_decoded(values, *rest))
+    empty = np.zeros(0, np.int64), np.zeros(0, unsigned(values.dtype))
+    places, bits = zip(empty, *parts, strict=True)
+    return np.concatenate(places), np.concatenate(bits)
+
+
+def _decoded_chunks(values: StoredTensor, positions: StoredTensor, size: int, *rest: Any) -> Iterator[np.ndarray]:
+    """The tensor in full, a chunk at a time; those without elements too."""
+    parts, start = _decoded(values, positions, size, *rest), 0
+    places, bits = next(parts, (np.zeros(0, np.int64), np.zeros(0)))  # damage shows here, before a chunk is made
+    while start < size:
+        chunk = np.zeros(min(CHUNK, size - start), unsigned(values.dtype))
+        while True:
+            count = int(np.searchsorted(places, start + len(chunk)))
+            chunk[places[:count] - start] = bits[:count]
+            places, bits = places[count:], bits[count:]
+            if len(places):
+                break
+            following = next(parts, None)
+            if following is None:
+                break
+            places, bits = following
+        start += len(chunk)
+        yield chunk

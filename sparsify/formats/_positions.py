@@ -12,6 +12,7 @@ import numpy as np
 from sparsify.errors import FormatError
 
 BLOCK = 1 << 21  # codes that are decoded at a time; keeps 64-bit positions from outgrowing the tensor
+PART = 1 << 18  # elements of a bitmask that are made at a time; a multiple of 8
 GAP_LIMITS = {"gaps8": 255, "gaps4": 15}  # the code that skips and stores nothing
 ENCODINGS = ("bitmask", *GAP_LIMITS)
 
@@ -24,6 +25,24 @@ def cheapest(bitmask: np.ndarray, size: int, stored: int) -> tuple[str, np.ndarr
     costs = {"bitmask": len(bitmask)} | {name: gap_bytes(positions, size, name) for name in GAP_LIMITS}
     name = min(costs, key=lambda key: costs[key])
     return name, bitmask if name == "bitmask" else encode_gaps(positions, size, name)
+
+
+def cheapest_of(positions: np.ndarray, size: int) -> tuple[str, np.ndarray]:
+    """As `cheapest`, from ascending positions: a bitmask is made only where it is what is chosen."""
+    costs = {"bitmask": -(-size // 8)}
+    if costs["bitmask"] > len(positions) / 2:
+        costs |= {name: gap_bytes(positions, size, name) for name in GAP_LIMITS}
+    name = min(costs, key=lambda key: costs[key])
+    parts = bitmask_parts(positions, size) if name == "bitmask" else [encode_gaps(positions, size, name)]
+    return name, np.concatenate([np.zeros(0, np.uint8), *parts])
+
+
+def bitmask_parts(positions: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """The bitmask of ascending positions, uint8, in parts that follow each other."""
+    for start in range(0, size, PART):
+        bits = np.zeros(min(PART, size - start), bool)
+        bits[positions[np.searchsorted(positions, start) : np.searchsorted(positions, start + PART)] - start] = True
+        yield np.packbits(bits, bitorder="little")
 
 
 def gap_bytes(positions: np.ndarray, size: int, encoding: str) -> int:

@@ -13,7 +13,7 @@ from sparsify.files import has_space, require_space
 from sparsify.formats import _packed
 from sparsify.formats._bits import StoredTensor
 from sparsify.formats._header import TensorFile
-from sparsify.formats._packed import Pair, mask_of, pack, part_names
+from sparsify.formats._packed import Mask, Pair, mask_of, pack, part_names
 from sparsify.formats._parallel import MEMORY, in_order
 from sparsify.formats._positions import padding
 from sparsify.topology.digest import MaskHasher
@@ -81,7 +81,8 @@ def check_space(file: TensorFile, path: Path, packed: bool) -> None:
         return require_space(path, dense)
     needed = _reserve(file, layout.end)
     for tensor in file.tensors.values():
-        stored = sum(int(np.count_nonzero(chunk)) for chunk in tensor.chunks())
+        parts = tensor.chunks() if tensor.entries is None else [tensor.entries()[1]]
+        stored = sum(int(np.count_nonzero(part)) for part in parts)
         needed += min(tensor.nbytes, stored * tensor.width + tensor.size // 8 + 1)
     return require_space(path, needed)
 
@@ -94,24 +95,6 @@ def weights_digest(file: TensorFile) -> str:
     for (name, tensor), mask in zip(weights, masks, strict=True):
         hasher.add(name, tensor.shape, mask)
     return hasher.hexdigest()
-
-
-def masks_digest(file: TensorFile, names: Iterable[str], live: Mapping[str, np.ndarray]) -> str:
-    """The digest of the masks of these weights, `live` connections included; a chunk of a weight at a time."""
-    hasher = MaskHasher()
-    for name in sorted(names):
-        hasher.add(name, file.tensors[name].shape, _mask_chunks(file.tensors[name], live.get(name)))
-    return hasher.hexdigest()
-
-
-def _mask_chunks(tensor: StoredTensor, live: np.ndarray | None) -> Iterator[np.ndarray]:
-    start = 0
-    for chunk in tensor.chunks():
-        present = chunk << 1 != 0  # the sign of -0.0 does not count
-        if live is not None:
-            present[live[np.searchsorted(live, start) : np.searchsorted(live, start + len(chunk))] - start] = True
-        start += len(chunk)
-        yield np.packbits(present, bitorder="little")
 
 
 class _Layout:
@@ -143,12 +126,10 @@ def _dense_layout(file: TensorFile) -> tuple[_Layout, list[Named]]:
     return layout, order
 
 
-def _pack_all(
-    file: TensorFile, live: Mapping[str, np.ndarray]
-) -> Iterator[tuple[Named, tuple[Pair | None, np.ndarray]]]:
+def _pack_all(file: TensorFile, live: Mapping[str, np.ndarray]) -> Iterator[tuple[Named, tuple[Pair | None, Mask]]]:
     order = sorted(file.tensors.items())
 
-    def work(item: Named) -> tuple[Pair | None, np.ndarray]:
+    def work(item: Named) -> tuple[Pair | None, Mask]:
         name, tensor = item
         if file.tensors.keys() & set(part_names(name)):
             return None, mask_of(tensor)

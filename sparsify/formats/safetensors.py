@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from sparsify.errors import FormatError
 from sparsify.files import replacing
 from sparsify.formats import SparseModel, Written, check_against_metadata
-from sparsify.formats._bits import StoredTensor, cast
+from sparsify.formats._bits import cast
 from sparsify.formats._compact_model import compact_model
 from sparsify.formats._containers import WHOLE, container_opener, open_tensors
 from sparsify.formats._header import TensorFile, read_file
@@ -25,7 +26,6 @@ from sparsify.formats._values import stored_model, value_type
 from sparsify.formats._writer import (
     Watch,
     check_space,
-    masks_digest,
     unwatched,
     weights_digest,
     write_dense,
@@ -60,10 +60,7 @@ def write(
     def prove(partial: Path) -> None:
         nonlocal digest
         read = unpacked(read_file(partial), partial)
-        if any(isinstance(tensor, StoredTensor) for tensor in model.tensors.values()):
-            digest = masks_digest(read, [layer.name for layer in model.layers if layer.sparse], live)
-        else:
-            digest = _load(read, partial).digest()
+        digest = _load(read, partial, scanned=True).digest()
 
     _write(file, path, packed, watch, live, prove)
     return Written(path, path.stat().st_size, digest, error, _dense_size(file), compacted=compacted)
@@ -75,6 +72,11 @@ def read(path: Path) -> SparseModel:
     Raises FormatError where it is damaged or does not agree with what it says of itself.
     """
     return _load(open_tensors(path), path)
+
+
+def scan(path: Path) -> SparseModel:
+    """As `read`, with tensors that stay in the file until they are looked at."""
+    return _load(open_tensors(path), path, scanned=True)
 
 
 def converts(source: Path) -> bool:
@@ -110,7 +112,7 @@ def convert(
             f"it. Give a run of sparsify, or export the model to ONNX and compact that file."
         )
     if record is not None and (values is not None or compact):
-        return write(_to_model(file, record), path, packed=packed, values=values, compact=compact, watch=watch)
+        return write(_to_model(_arrays(file), record), path, packed=packed, values=values, compact=compact, watch=watch)
     file = _transformed(file, values, prune)
     live = {name: np.array(zeros) for name, zeros in record.live_zeros.items()} if record else {}
     digest = _write(file, path, packed, watch, live)
@@ -163,11 +165,12 @@ def _write(
     return digest
 
 
-def _load(file: TensorFile, path: Path) -> SparseModel:
+def _load(file: TensorFile, path: Path, scanned: bool = False) -> SparseModel:
+    tensors = dict(file.tensors) if scanned else _arrays(file)
     if KEY in file.metadata:
-        return check_against_metadata(_to_model(file, parse_metadata(file.metadata[KEY], path)), path)
+        return check_against_metadata(_to_model(tensors, parse_metadata(file.metadata[KEY], path)), path)
     layers = [Layer(name, tensor.shape, 0) for name, tensor in file.tensors.items() if tensor.is_weight]
-    model = SparseModel(_arrays(file), layers, None)
+    model = SparseModel(tensors, layers, None)
     if file.mask_digest not in (None, model.digest()):
         raise broken(path, "the non-zeros counted in it do not give the recorded mask digest")
     return model
@@ -181,9 +184,9 @@ def _to_file(model: SparseModel, values: str | None) -> tuple[TensorFile, dict[s
     return TensorFile(tensors, {"format": "pt", KEY: record.model_dump_json()}), live
 
 
-def _to_model(file: TensorFile, record: Metadata) -> SparseModel:
+def _to_model(tensors: dict[str, Any], record: Metadata) -> SparseModel:
     layers = [layer.layer(name) for name, layer in record.layers.items()]
-    return SparseModel(_arrays(file), layers, record)
+    return SparseModel(tensors, layers, record)
 
 
 def _arrays(file: TensorFile) -> dict[str, np.ndarray]:

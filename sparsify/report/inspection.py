@@ -65,12 +65,11 @@ def inspect(source: str | Path, changes: Sequence[str] = ()) -> Inspection:
 
     changes: "section.key=value" each, for recipes. Raises SparsifyError where the source cannot be read.
     """
-    model = open_source(source, changes)
-    masks = model.masks()
-    nonzeros = {layer.name: layer.size for layer in model.layers}
-    nonzeros |= {name: int(mask.sum()) for name, mask in masks.items()}
-    total = sum(mask.size for mask in masks.values())
-    sparsity = 1 - sum(nonzeros[name] for name in masks) / total if total else 0.0
+    model = open_source(source, changes, scan=True)
+    counts = model.counts()
+    nonzeros = {layer.name: layer.size for layer in model.layers} | counts
+    total = sum(layer.size for layer in model.layers if layer.name in counts)
+    sparsity = 1 - sum(counts.values()) / total if total else 0.0
     target = model.metadata.target_sparsity if model.metadata and model.metadata.sparsity else sparsity
     alternatives = _alternatives(model, target)
     known = model.metadata is not None or all(layer.positions for layer in model.layers)

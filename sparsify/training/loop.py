@@ -259,5 +259,8 @@ def _write_model(run: Start, state: TrainState, line: dict[str, Any]) -> None:
     with averaged(state.model, state.average):
         final = snapshot(state.model, run.layers, state.masks, run.recipe, run.dataset.info, "trained", results)
     assert final.metadata is not None
-    load_format("safetensors").write(final, run.folder / run_folder.MODEL)
+    if state.masks.positions:  # nothing of the dense weights' size, on disk neither
+        load_format("safetensors").write(final, run.folder / run_folder.PACKED, packed=True)
+    else:
+        load_format("safetensors").write(final, run.folder / run_folder.MODEL)
     write_json(run.folder / run_folder.CONFIG, final.metadata.model_dump(exclude={"live_zeros"}))

@@ -10,6 +10,7 @@ from sparsify.files import write_bytes
 from sparsify.recipe import Recipe, load_recipe
 
 RECIPE, CHECKPOINT, MODEL, CONFIG = "recipe.toml", "checkpoint.pt", "model.safetensors", "config.json"
+PACKED = "model.sparse.safetensors"  # in the place of MODEL where training was sparse
 
 
 def default_folder(recipe: Recipe) -> Path:
@@ -20,6 +21,12 @@ def default_folder(recipe: Recipe) -> Path:
 
 def is_run(path: Path) -> bool:
     return (path / RECIPE).is_file()
+
+
+def model_file(folder: Path) -> Path:
+    """The model of a run, which stands there when training is over."""
+    packed = folder / PACKED
+    return packed if packed.is_file() else folder / MODEL
 
 
 def create(folder: Path, recipe: Recipe) -> None:

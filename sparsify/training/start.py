@@ -134,7 +134,7 @@ def first_network(recipe: Recipe, info: DataInfo, own: nn.Module | None = None) 
         return build_network(recipe, info, own=own)
     model, layers, masks = build_network(recipe, info, sparsity=0.0, own=own)  # every weight is still there
     path = Path(source)
-    other = read_model(path / run_folder.MODEL if run_folder.is_run(path) else path)
+    other = read_model(run_folder.model_file(path) if run_folder.is_run(path) else path)
     found = {name: torch.from_numpy(mask) for name, mask in other.masks().items()}
     mismatch = {name: mask.shape for name, mask in masks.items()} != {name: mask.shape for name, mask in found.items()}
     if other.metadata is None or mismatch:

@@ -16,13 +16,15 @@ from sparsify.architectures._recurrent import GATES
 from sparsify.errors import InterruptedTraining, RecipeError
 from sparsify.nn import SparseLinear
 from sparsify.recipe import Optimizer, Recipe, load_recipe
-from sparsify.sources import open_source
+from sparsify.report.inspection import inspect
+from sparsify.sources import export, open_source
 from sparsify.topology.masks import Masks
 from sparsify.topology.schedules import UpdateSchedule
 from sparsify.training import deferred
 from sparsify.training.checkpoint import read_checkpoint
 from sparsify.training.compute import positions_of
 from sparsify.training.loop import train, training
+from sparsify.training.run_folder import model_file
 from sparsify.training.snapshot import load_method
 from sparsify.training.step import Topology, TrainState, finish_step, record_gradients
 
@@ -129,8 +131,11 @@ def test_stopped_and_resumed_sparse_runs_end_with_the_same_bits(tmp_path, states
             if progress.step == 18:
                 signal.raise_signal(signal.SIGTERM)
     train(None, tmp_path / "run", resume=True)
-    files = [(folder / "model.safetensors").read_bytes() for folder in (whole, tmp_path / "run")]
+    files = [model_file(folder).read_bytes() for folder in (whole, tmp_path / "run")]
     assert files[0] == files[1]
+    assert not (whole / "model.safetensors").exists(), "nothing of the dense weights' size"
+    for kind, name in (("safetensors", "dense.safetensors"), ("onnx", "dense.onnx")):
+        assert export(whole, out=tmp_path / name).digest == inspect(whole).mask_digest, kind
 
 
 @pytest.mark.parametrize(

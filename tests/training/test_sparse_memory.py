@@ -15,9 +15,11 @@ import torch
 from torch import nn
 
 from sparsify.data import data_info
-from sparsify.formats import Written, _bits, _packed, _writer, load_format, read_model
+from sparsify.formats import Written, _bits, _packed, _positions, _writer, load_format, read_model
 from sparsify.nn import SparseConv2d, SparseLayer, SparseLinear, conv_products, growth, sparse_layers
 from sparsify.recipe import load_recipe
+from sparsify.report.inspection import inspect
+from sparsify.sources import export
 from sparsify.topology import select
 from sparsify.topology.costs import Layer
 from sparsify.topology.masks import Masks
@@ -133,6 +135,37 @@ def test_a_model_is_written_in_parts(tmp_path, monkeypatch):
     read = read_model(tmp_path / "model.safetensors")
     assert np.array_equal(read.tensors["0.weight"], model[0].to_dense().numpy())
     assert read.digest() == masks.digest()
+
+
+def test_a_packed_model_is_written_counted_and_exported_in_parts(tmp_path, monkeypatch):
+    """From values and positions to the file, and from one file to the next."""
+    random = torch.Generator().manual_seed(0)
+    model = nn.Sequential(SparseLinear(SIZE, SIZE, random_positions(SIZE * SIZE, COUNT, random)))
+    model[0].weight.data[:5] = 0  # connections all the same
+    masks = Masks({}, positions=positions_of(model))
+    layers = [Layer("0.weight", (SIZE, SIZE), 1)]
+    for module, name in ((_positions, "PART"), (_positions, "BLOCK"), (_writer, "SHIFT")):
+        monkeypatch.setattr(module, name, 1 << 14)
+    path, again = tmp_path / "model.sparse.safetensors", tmp_path / "again.sparse.safetensors"
+
+    def write() -> tuple[Written, int, str]:
+        final = snapshot(model, layers, masks, load_recipe(None, []), data_info("digits", {}), "trained")
+        written = load_format("safetensors").write(final, path, packed=True)
+        found = inspect(path)
+        export(path, out=again, packed=True, force=True)
+        return written, found.nonzeros, found.mask_digest
+
+    write()  # what is imported once is there now
+    tracemalloc.start()
+    try:
+        written, nonzeros, digest = write()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert written.digest == digest == masks.digest() and nonzeros == COUNT
+    assert written.size < SIZE * SIZE / 8 and again.read_bytes() == path.read_bytes()
+    assert peak < SIZE * SIZE, f"{peak} bytes, and the weight has {SIZE * SIZE * 4}"
+    assert np.array_equal(read_model(path).tensors["0.weight"], model[0].to_dense().numpy())
 
 
 def test_the_experiment_runs(monkeypatch, capsys):
