@@ -53,7 +53,7 @@ def source(operation: Convolution | Linear, base: Planes, output: Planes, width:
 def cut(operation: Convolution | Linear, input: Planes, output: Planes, rows: int, columns: int) -> Tiles | None:
     """The tiles of `output`; None where that shape does not fit."""
     down, right = operation.stride if isinstance(operation, Convolution) else (1, 1)
-    if rows == 1 and (down, right) == (1, 1):
+    if rows == 1 and (down, right) == (1, 1) and (input.pitch, input.plane) == (output.pitch, output.plane):
         return Tiles(rows, columns, right, _along(input, output, columns))
     if rows > 1 and (output.width % columns or output.height < rows):
         return None

@@ -87,6 +87,7 @@ CASES = [
     ("depthwise_rows_wide", convolution(RNG, groups=8, density=1.0, size=(9, 117), high=1.0), {"rows"}),
     ("depthwise_rows_stride", convolution(RNG, groups=8, density=1.0, stride=(2, 2), size=(12, 70)), {"rows"}),
     ("depthwise_rows_below", convolution(RNG, groups=8, stride=(2, 2), padding=(0, 0, 1, 1), size=(8, 9)), {"rows"}),
+    ("pitches", convolution(RNG, c=1, o=1, size=(2, 1), padding=(3, 0, 3, 2), density=1.0), {"channels", "rows"}),
     ("row", convolution(RNG, size=(1, 40), kernel=(1, 5), padding=(0, 2, 0, 2)), ALL),
     ("images_in_lanes", convolution(RNG, n=16, c=6, o=30), ALL),
     ("blocks_share_a_function", convolution(RNG, n=16, c=4, o=100, residual=True, low=0.0), ALL),
