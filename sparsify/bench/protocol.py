@@ -100,9 +100,11 @@ class Contender:
         assert self.process is not None and self.process.stdout is not None
         patience = threading.Timer(PATIENCE, self.process.kill)
         patience.start()
-        line = self.process.stdout.readline()
-        late = not patience.is_alive()
-        patience.cancel()
+        try:
+            line = self.process.stdout.readline()
+            late = not patience.is_alive()
+        finally:  # after an interrupt too, or Python would wait for it before it ends
+            patience.cancel()
         if late:
             raise BenchError(f"it gave no answer within {PATIENCE:g} seconds while it ran {self.model.name}")
         if not line:
