@@ -41,7 +41,7 @@ class Experiment:
     rows: Mapping[str, Sequence[str]]  # label -> changes as "section.key=value"
     columns: Mapping[str, Sequence[str]]
     seeds: Sequence[int]
-    compute: Mapping[str, Compute] = field(default_factory=dict)  # rows that are not masked
+    compute: Mapping[tuple[str, str], Compute] = field(default_factory=dict)  # (row, column) -> where it is not masked
     metric: str = "test_accuracy"  # a key of the metrics' last line
     scale: float = 100.0  # factor on it for the table
     unit: str = "test accuracy, %"
@@ -90,7 +90,7 @@ def _train_cell(experiment: Experiment, row: str, column: str, seed: int, given:
     print(f"{experiment.name}: {row}, {column}, seed {seed}", flush=True)
     began, whole = time.process_time(), not run_folder.is_run(place)
     if not run_folder.model_file(place).is_file():
-        sparsify.train(recipe, place, data=given.data, resume=not whole, compute=experiment.compute.get(row))
+        sparsify.train(recipe, place, data=given.data, resume=not whole, compute=experiment.compute.get((row, column)))
     lines = read_metrics(place)
     line = lines[-1] | {"losses": tenths(lines), "unevenness": unevenness(place)}
     if whole:  # what other programs take of the machine does not count
@@ -120,7 +120,7 @@ def unevenness(run: Path) -> float | None:
     The variance of their number, as a multiple of what chance gives, n p (1 - p): the mean over layers and both ends.
     """
     ratios = []
-    for mask in read_model(run / run_folder.MODEL).masks().values():
+    for mask in read_model(run_folder.model_file(run)).masks().values():
         density = mask.mean()
         if 0 < density < 1:
             for axis in (0, 1):

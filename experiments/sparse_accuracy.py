@@ -19,7 +19,7 @@ another order.""",
     recipe="lenet-300-100-mnist",
     rows={"masked": [], "sparse": []},
     columns={COLUMN: ["topology.sparsity=0.98", "training.epochs=10"]},
-    compute={"sparse": "sparse"},
+    compute={("sparse", COLUMN): "sparse"},
     seeds=range(5),
     findings=lambda found: findings(found),
 )

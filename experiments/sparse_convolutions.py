@@ -26,7 +26,7 @@ taken in another order. Dense and masked networks have their channels last in me
         "RigL, sparse": [],
     },
     columns={COLUMN: ["topology.sparsity=0.9", f"training.steps={STEPS}", "topology.delta_t=20"]},
-    compute={"RigL, sparse": "sparse"},
+    compute={("RigL, sparse", COLUMN): "sparse"},
     seeds=range(1),
     findings=lambda found: findings(found),
 )

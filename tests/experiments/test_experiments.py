@@ -45,6 +45,16 @@ def test_a_table_fills_itself_and_goes_on(real_data, tmp_path):
     assert "RigL is " in page and "*not run*: `python experiments/landscape.py`" in page
 
 
+def test_a_row_that_computes_with_its_nonzeros_only(real_data, tmp_path):
+    real_data("mnist")
+    call("sparse_accuracy", tmp_path, *TINY, "--seeds", "0")
+    found = json.loads((tmp_path / "results" / "sparse_accuracy.json").read_text())["98 % in 10 epochs"]
+    masked, sparse = (found[row]["0"]["unevenness"] for row in ("masked", "sparse"))
+    assert sparse == pytest.approx(masked, rel=0.05)  # of the same connections, but for ties
+    packed = tmp_path.rglob("model.sparse.safetensors")
+    assert [path.parent.parent.name for path in packed] == ["sparse"]
+
+
 def test_the_landscape(real_data, tmp_path):
     real_data("mnist")
     call("landscape", tmp_path, *TINY, "--steps", "2", "--samples", "50")
