@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from sparsify.architectures._recurrent import GATES
 from sparsify.errors import InterruptedTraining, RecipeError
@@ -39,26 +37,6 @@ OPTIMIZERS = {
 
 def recipe(*changes: str, optimizer: str = "sgd") -> Recipe:
     return load_recipe(None, [*SETTINGS, *changes]).model_copy(update={"optimizer": OPTIMIZERS[optimizer]})
-
-
-@pytest.fixture
-def states(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[TrainState]]:
-    """Every state that a training passes through."""
-    from sparsify.training import loop
-
-    found: list[TrainState] = []
-    finish = loop.finish_step
-
-    def watched(*arguments: object) -> TrainState:
-        found.append(finish(*arguments))  # type: ignore[arg-type]
-        return found[-1]
-
-    monkeypatch.setattr(loop, "finish_step", watched)
-    yield found
-
-
-def dense_masks(masks: Masks) -> dict[str, Tensor]:
-    return {**masks.tensors, **{name: layer.mask() for name, layer in masks.positions.items()}}
 
 
 @pytest.mark.parametrize("method", ["rigl", "set", "static"])

@@ -15,6 +15,7 @@ from sparsify.recipe import Optimizer, Recipe, load_recipe
 from sparsify.sources import open_source
 from sparsify.training import deferred
 from sparsify.training.loop import train, training
+from tests.states import every_state
 
 pytestmark = pytest.mark.skipif(encoder(host().level) is None, reason="there is no native code for this CPU")
 
@@ -29,7 +30,10 @@ def recipe(**optimizer: float) -> Recipe:
 
 @pytest.fixture(scope="module")
 def masked(tmp_path_factory: pytest.TempPathFactory):
-    return train(recipe(), tmp_path_factory.mktemp("masked") / "run", compute="masked")
+    """The masked run, and the digest of its masks after each step."""
+    with every_state() as states:
+        run = train(recipe(), tmp_path_factory.mktemp("masked") / "run", compute="masked")
+    return run, [state.masks.digest() for state in states]
 
 
 def assert_same(ours, theirs) -> None:
@@ -38,12 +42,15 @@ def assert_same(ours, theirs) -> None:
         assert torch.allclose(torch.from_numpy(ours.tensors[name]), torch.from_numpy(tensor), atol=1e-4), name
 
 
-def test_masks_and_results_agree(masked, tmp_path):
+def test_masks_agree_update_by_update(masked, tmp_path, states):
+    run, digests = masked
     sparse = train(recipe(), tmp_path / "run", compute="sparse")
+    assert len(states[0].masks.positions) > 5 and len(set(digests)) == 4, "the last update moves nothing"
+    for state, digest in zip(states, digests, strict=True):
+        assert state.masks.digest() == digest, f"step {state.step}"
     for key in ("loss", "test_loss", "training_flops", "updates", "churn", "grown", "sparsity"):
-        assert sparse.line[key] == pytest.approx(masked.line[key], rel=1e-3), key
-    assert sparse.line["updates"] == 4
-    assert_same(open_source(tmp_path / "run"), open_source(masked.folder))
+        assert sparse.line[key] == pytest.approx(run.line[key], rel=1e-3), key
+    assert_same(open_source(tmp_path / "run"), open_source(run.folder))
 
 
 @pytest.mark.parametrize("first, then", [("masked", "sparse"), ("sparse", "masked")])
@@ -54,11 +61,11 @@ def test_a_run_moves_through_its_checkpoint(first, then, masked, tmp_path):
             if progress.step == 4:
                 signal.raise_signal(signal.SIGTERM)
     train(None, tmp_path / "run", resume=True, compute=then)
-    assert_same(open_source(tmp_path / "run"), open_source(masked.folder))
+    assert_same(open_source(tmp_path / "run"), open_source(masked[0].folder))
 
 
 def test_large_kernels_are_never_dense(masked, tmp_path, monkeypatch):
     monkeypatch.setattr(deferred, "LARGE", 9000)
     monkeypatch.setattr(SparseConv2d, "from_dense", lambda *_: pytest.fail("a dense layer was made"))
     train(recipe(), tmp_path / "run", compute="sparse")
-    assert_same(open_source(tmp_path / "run"), open_source(masked.folder))
+    assert_same(open_source(tmp_path / "run"), open_source(masked[0].folder))
