@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import importlib
 import pkgutil
 import threading
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import llvmlite
-import llvmlite.binding as llvm
 from llvmlite import ir
 
 from sparsify.engine import cache as disk
 from sparsify.engine import kernels, runtime_ir
 from sparsify.engine.ir import Module
+from sparsify.engine.linking import Image, link
+from sparsify.engine.memory import Code
 from sparsify.engine.target import Target
 
 _LOCK = threading.Lock()
@@ -34,23 +38,16 @@ class Library:
 
     def __init__(self, target: Target, package: ModuleType = kernels) -> None:
         self.target = target
-        machine = llvm.Target.from_triple(target.triple).create_target_machine(
-            target.cpu, target.features, opt=3, jit=True
-        )
         key = _key(target, package)
         code = disk.fetch(key)
         if code is None:
-            code = _compile(_assemble(target, package), machine)
+            code = _compile(_assemble(target, package), target)
+            image = link(code)
+            code = image.dump() if image is not None else code
             disk.keep(key, code)
-        empty = llvm.parse_assembly("")
-        empty.triple = target.triple
-        self._engine = llvm.create_mcjit_compiler(empty, machine)
-        self._engine.add_object_file(llvm.ObjectFileRef.from_data(code))
-        self._engine.finalize_object()
-
-    def address(self, function: str) -> int:
-        """Where a function is; 0 where there is none of this name."""
-        return self._engine.get_function_address(function)
+        image = Image.read(code)
+        self.address: Callable[[str], int]  # where a function is; 0 where there is none of this name
+        self.address = _loaded(image) if image is not None else _loaded_by_llvm(code, target)
 
 
 def library(target: Target, package: ModuleType = kernels) -> Library:
@@ -85,11 +82,49 @@ def _assemble(target: Target, package: ModuleType) -> str:
     return str(module.llvm)
 
 
-def _compile(text: str, machine: llvm.TargetMachine) -> bytes:
+def _machine(target: Target) -> Any:
+    """LLVM's code generator. LLVM takes 40 MB of a process, so it is loaded where there is something to compile."""
+    from llvmlite import binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    found = llvm.Target.from_triple(target.triple)
+    return found.create_target_machine(target.cpu, target.features, opt=3, reloc="pic", codemodel="small", jit=True)
+
+
+def _compile(text: str, target: Target) -> bytes:
+    from llvmlite import binding as llvm
+
+    machine = _machine(target)
     module = llvm.parse_assembly(text)
     module.verify()
     options = llvm.create_pipeline_tuning_options(speed_level=2)
     options.loop_vectorization = options.slp_vectorization = False  # the kernels are vectors already
     builder = llvm.create_pass_builder(machine, options)
     builder.getModulePassManager().run(module, builder)
-    return machine.emit_object(module)
+    code: bytes = machine.emit_object(module)
+    return code
+
+
+def _loaded(image: Image) -> Callable[[str], int]:
+    """Addresses of an image's functions, in memory of its own."""
+    content = bytearray(image.content)
+    process = ctypes.CDLL(None)
+    for name, place in image.outside.items():
+        address = ctypes.cast(getattr(process, name), ctypes.c_void_p).value or 0
+        content[place : place + 8] = address.to_bytes(8, "little")
+    code = Code(bytes(content))
+    return lambda function: code.address + image.functions[function] if function in image.functions else 0
+
+
+def _loaded_by_llvm(code: bytes, target: Target) -> Callable[[str], int]:
+    """Addresses of an object file's functions, by LLVM's own linker."""
+    from llvmlite import binding as llvm
+
+    empty = llvm.parse_assembly("")
+    empty.triple = target.triple
+    engine = llvm.create_mcjit_compiler(empty, _machine(target))
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    address: Callable[[str], int] = engine.get_function_address
+    return address

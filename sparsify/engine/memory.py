@@ -78,6 +78,7 @@ class Code:
         if mapped in (None, ctypes.c_void_p(-1).value):
             raise OSError(ctypes.get_errno(), "no memory for machine code")
         self._release = weakref.finalize(self, libc.munmap, mapped, self._length)
+        self._release.atexit = False  # threads may run it up to the very end
         self.address = -(-mapped // _HUGE) * _HUGE
         used = self._length - _HUGE
         if sys.platform == "linux" and len(code) > _HUGE // 4:
