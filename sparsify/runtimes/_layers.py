@@ -6,16 +6,22 @@ from collections.abc import Callable
 
 from torch import nn
 
+from sparsify.architectures._recurrent import Recurrent
+
 LEAST_SPARSITY = 0.7  # below it the dense product is left alone
 
 
 def replace_layers(
     module: nn.Module, sparse: Callable[[nn.Linear | nn.Conv2d], nn.Module], least: float = LEAST_SPARSITY
 ) -> list[str]:
-    """Replace, in place, the linear layers and 1x1 convolutions that have that share of zeros; returns their names."""
+    """Replace, in place, the linear layers and 1x1 convolutions that have that share of zeros; returns their names.
+
+    The gates of recurrent layers are left alone: their weights go to torch's kernels, and the layers are not called.
+    """
+    gates = {part for layer in module.modules() if isinstance(layer, Recurrent) for part in layer.modules()}
     replaced = []
     for name, layer in list(module.named_modules()):
-        if name and is_product(layer) and float((layer.weight == 0).float().mean()) >= least:
+        if name and layer not in gates and is_product(layer) and float((layer.weight == 0).float().mean()) >= least:
             parent, _, own = name.rpartition(".")
             setattr(module.get_submodule(parent), own, sparse(layer))
             replaced.append(name)

@@ -31,7 +31,8 @@ class LiteRt(Runtime):
             if inputs.shape not in interpreters:
                 interpreters[inputs.shape] = _interpreter(module, inputs, threads)
             interpreter = interpreters[inputs.shape]
-            interpreter.set_tensor(interpreter.get_input_details()[0]["index"], inputs)
+            taken = interpreter.get_input_details()[0]
+            interpreter.set_tensor(taken["index"], inputs.astype(taken["dtype"], copy=False))  # its indices are int32
             interpreter.invoke()
             output: np.ndarray = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
             return output

@@ -11,26 +11,40 @@ from sparsify.registry import names
 from sparsify.runtimes import load_runtime
 from sparsify.sources import export
 
+NETWORKS = {  # recipe, changes, shape of a sample
+    "wrn": ("wrn-22-2-cifar10", ["model.depth=10", "model.width=1", "topology.distribution=uniform"], (3, 32, 32)),
+    "gru": ("char-gru-enwik8", ["model.hidden=32", "data.length=8"], (8,)),
+}
+
 
 @pytest.fixture(scope="module")
-def wrn(tmp_path_factory):
-    path = tmp_path_factory.mktemp("agreement") / "wrn.onnx"
-    changes = ["model.depth=10", "model.width=1", "topology.sparsity=0.95", "topology.distribution=uniform"]
-    return export("wrn-22-2-cifar10", out=path, changes=changes).path
+def exported(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("agreement")
+    return {
+        network: export(recipe, out=folder / f"{network}.onnx", changes=[*changes, "topology.sparsity=0.95"]).path
+        for network, (recipe, changes, _) in NETWORKS.items()
+    }
 
 
+def samples(network, count):
+    random, shape = np.random.default_rng(0), (count, *NETWORKS[network][2])
+    return random.integers(0, 256, shape) if network == "gru" else random.standard_normal(shape, dtype=np.float32)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("name", names("runtimes"))
-def test_outputs(name, wrn):
+def test_outputs(name, network, exported):
     """In a process of its own, as the benchmark runs it; a second batch means other shapes for what is compiled."""
-    runtime = load_runtime(name)
-    if reason := runtime.missing() or runtime.refuses(wrn):
+    runtime, path = load_runtime(name), exported[network]
+    if reason := runtime.missing() or runtime.refuses(path):
         pytest.skip(reason)
+    if runtime.on_request and network != "wrn":
+        pytest.skip("it compiles for half a minute; one network tells enough")
     batches = (3,) if runtime.on_request else (1, 3)
-    random = np.random.default_rng(0)
-    contenders = [Contender("onnxruntime", wrn, 1), Contender(name, wrn, 1)]
+    contenders = [Contender("onnxruntime", path, 1), Contender(name, path, 1)]
     with running(contenders):
         for batch in batches:
-            error = compare_outputs(contenders, random.standard_normal((batch, 3, 32, 32), dtype=np.float32))
+            error = compare_outputs(contenders, samples(network, batch))
             assert error < runtime.tolerance
         ask_layers(contenders)
     assert [contender.failure for contender in contenders] == [None, None]
