@@ -60,6 +60,10 @@ class Body:
         """((kind *)base)[index]"""
         return self.builder.load(self.at(base, index, kind), typ=kind, align=align)
 
+    def vector(self, base: ir.Value, index: ir.Value | int) -> ir.Value:
+        """The index-th vector of float32 from `base` on, aligned as single numbers are."""
+        return self.load(base, index, self.module.vector)
+
     def store(self, value: ir.Value, base: ir.Value, index: ir.Value | int, align: int = 4) -> None:
         """((kind *)base)[index] = value"""
         self.builder.store(value, self.at(base, index, value.type), align=align)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 from llvmlite import ir
 
-from sparsify.engine.ir import F32, Body, Module
+from sparsify.engine.ir import F32, Body, Loop, Module
 
 
 def emit(module: Module) -> None:
@@ -47,7 +47,7 @@ class _Walk:
             yield channel.index, b.mul(b.add(b.mul(position.index, self.channels), channel.index), self.vectors)
 
     def load(self, buffer: int, vector: ir.Value) -> ir.Value:
-        return self.body.load(self.buffers[buffer], vector, self.body.module.vector)
+        return self.body.vector(self.buffers[buffer], vector)
 
     def store(self, value: ir.Value, buffer: int, vector: ir.Value) -> None:
         self.body.store(value, self.buffers[buffer], vector)
@@ -58,12 +58,19 @@ class _Walk:
         places = [b.add(b.mul(body.const(i), self.channels), channel) for i in range(count)]
         return [body.splat(body.load(self.buffers[buffer], place, F32)) for place in places]
 
-    def totals(self, buffer: int, channel: ir.Value) -> list[ir.Value]:
-        """Places of the chunk's two sums of a channel, in [chunks, 2, channels, lanes]."""
+    @contextmanager
+    def sums(self, buffer: int, channel: ir.Value, first: ir.Value) -> Iterator[tuple[Loop, ir.Value]]:
+        """Over the vectors from the first on: a loop that carries the chunk's two sums, and the vector's number.
+
+        They stand in [chunks, 2, channels, lanes].
+        """
         body, b = self.body, self.body.builder
         rows = [b.add(b.mul(self.chunk, body.const(2)), body.const(i)) for i in (0, 1)]
         places = [b.add(b.mul(row, self.channels), channel) for row in rows]
-        return [body.at(self.buffers[buffer], place, body.module.vector) for place in places]
+        with body.loop(0, self.vectors, carried=[self.load(buffer, place) for place in places]) as v:
+            yield v, b.add(first, v.index)
+        for total, place in zip(v.state, places, strict=True):
+            self.store(total, buffer, place)
 
 
 def _sums(module: Module) -> None:
@@ -72,13 +79,9 @@ def _sums(module: Module) -> None:
     body, b = walk.body, walk.body.builder
     with walk.channel_of_each_position() as (channel, first):
         (mean,) = walk.coefficients(1, channel, 1)
-        places = walk.totals(2, channel)
-        start = [b.load(place, typ=module.vector, align=4) for place in places]
-        with body.loop(0, walk.vectors, carried=start) as v:
-            centred = b.fsub(walk.load(0, b.add(first, v.index)), mean)
+        with walk.sums(2, channel, first) as (v, here):
+            centred = b.fsub(walk.load(0, here), mean)
             v.following = [b.fadd(v.state[0], centred), body.fma(centred, centred, v.state[1])]
-        for total, place in zip(v.state, places, strict=True):
-            b.store(total, place, align=4)
     body.done()
 
 
@@ -106,15 +109,10 @@ def _back_sums(module: Module) -> None:
     body, b = walk.body, walk.body.builder
     with walk.channel_of_each_position() as (channel, first):
         scale, shift, mean = walk.coefficients(2, channel, 3)
-        places = walk.totals(3, channel)
-        start = [b.load(place, typ=module.vector, align=4) for place in places]
-        with body.loop(0, walk.vectors, carried=start) as v:
-            here = b.add(first, v.index)
+        with walk.sums(3, channel, first) as (v, here):
             x = walk.load(0, here)
             passed = _passed(walk, x, walk.load(1, here), scale, shift)
             v.following = [b.fadd(v.state[0], passed), body.fma(passed, b.fsub(x, mean), v.state[1])]
-        for total, place in zip(v.state, places, strict=True):
-            b.store(total, place, align=4)
     body.done()
 
 

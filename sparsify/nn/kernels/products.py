@@ -45,15 +45,6 @@ class _Planes:
         b = self.body.builder
         return self.body.bytes(self.base, b.mul(b.zext(feature, I64) if feature.type == I32 else feature, self.pitch))
 
-    def load(self, place: ir.Value, vector: int) -> ir.Value:
-        body = self.body
-        here = body.at(place, vector * body.module.width, F32)
-        return body.builder.load(here, typ=body.module.vector, align=4)
-
-    def store(self, value: ir.Value, place: ir.Value, vector: int) -> None:
-        body = self.body
-        body.builder.store(value, body.at(place, vector * body.module.width, F32), align=4)
-
 
 def _forward(module: Module, vectors: int) -> None:
     """void f(buffers, constants, tile): y of one tile of rows and one panel.
@@ -74,20 +65,20 @@ def _forward(module: Module, vectors: int) -> None:
         start = body.splat(body.load(bias, row.index, F32))
         place = outputs.place(row.index)
         for v in range(vectors):
-            outputs.store(start, place, v)
+            body.store(start, place, v)
     with body.loop(0, blocks) as block:
         piece = b.add(b.mul(block.index, tiles), tile)
         limits = [body.load(bounds, b.add(piece, body.const(i)), I64, align=8) for i in (0, 1)]
         with body.loop(*limits) as segment:
             place = outputs.place(body.load(rows, segment.index, I32))
             first, last = (body.load(firsts, b.add(segment.index, body.const(i)), I64, align=8) for i in (0, 1))
-            begin = [outputs.load(place, v) for v in range(vectors)]
+            begin = [body.vector(place, v) for v in range(vectors)]
             with body.loop(first, last, carried=begin) as entry:
                 weight = body.splat(body.load(values, entry.index, F32))
                 there = inputs.place(body.load(columns, entry.index, I32))
-                entry.following = [body.fma(weight, inputs.load(there, v), entry.state[v]) for v in range(vectors)]
+                entry.following = [body.fma(weight, body.vector(there, v), entry.state[v]) for v in range(vectors)]
             for v in range(vectors):
-                outputs.store(entry.state[v], place, v)
+                body.store(entry.state[v], place, v)
     body.done()
 
 
@@ -117,24 +108,24 @@ def _backward(module: Module, vectors: int, name: str) -> None:
             with body.loop(*edges) as column:
                 place = gradients.place(column.index)
                 for v in range(vectors):
-                    gradients.store(body.zeros(), place, v)
+                    body.store(body.zeros(), place, v)
         with body.loop(limits[0], limits[1], carried=[body.const(0)]) as segment:
             place = outputs.place(body.load(rows, segment.index, I32))
             first, last = (body.load(firsts, b.add(segment.index, body.const(i)), I64, align=8) for i in (0, 1))
-            errors = [outputs.load(place, v) for v in range(vectors)]
+            errors = [body.vector(place, v) for v in range(vectors)]
             with body.loop(first, last) as entry:
                 column_index = body.load(columns, entry.index, I32)
                 there = inputs.place(column_index)
-                total = b.fmul(errors[0], inputs.load(there, 0))
+                total = b.fmul(errors[0], body.vector(there, 0))
                 for v in range(1, vectors):
-                    total = body.fma(errors[v], inputs.load(there, v), total)
+                    total = body.fma(errors[v], body.vector(there, v), total)
                 slot = b.and_(b.sub(entry.index, base), body.const(_RING - 1))
                 b.store(total, body.at(ring, slot, module.vector), align=4 * wide)
                 if gradients is not None:
                     weight = body.splat(body.load(values, entry.index, F32))
                     goes = gradients.place(column_index)
                     for v in range(vectors):
-                        gradients.store(body.fma(weight, errors[v], gradients.load(goes, v)), goes, v)
+                        body.store(body.fma(weight, errors[v], body.vector(goes, v)), goes, v)
             ready = b.sub(last, base)
             done = segment.state[0]
             before = b.block

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from llvmlite import ir
 
-from sparsify.engine.ir import F32, I64, POINTER, Body, Module
+from sparsify.engine.ir import I64, POINTER, Body, Module
 from sparsify.nn.kernels._cells import CELLS, GRU, KEPT, LSTM
 from sparsify.nn.kernels.products import MOST
 
@@ -65,21 +65,12 @@ class _Frame:
         number = b.add(b.mul(self.units, body.const(part)), unit)
         return body.bytes(base, b.mul(number, pitch or body.const(self.wide)))
 
-    def load(self, row: ir.Value, vector: int) -> ir.Value:
-        body = self.body
-        place = body.at(row, vector * body.module.width, F32)
-        return body.builder.load(place, typ=body.module.vector, align=4)
-
-    def store(self, value: ir.Value, row: ir.Value, vector: int) -> None:
-        body = self.body
-        body.builder.store(value, body.at(row, vector * body.module.width, F32), align=4)
-
     def clear(self, base: ir.Value) -> None:
         """Zeros in the rows of all units."""
         with self.body.loop(0, self.units) as unit:
             row = self.row(base, 0, unit.index)
             for v in range(self.vectors):
-                self.store(self.body.zeros(), row, v)
+                self.body.store(self.body.zeros(), row, v)
 
     def product(self, arrays: ir.Value, table: ir.Value) -> None:
         """All rows of the state's product. arrays: addresses of x, y, values and bias."""
@@ -129,17 +120,17 @@ def _forward(module: Module, kind: str, cell: GRU | LSTM, vectors: int) -> None:
             sums = [frame.row(part, 0, unit.index) for part in z]
             state, memory = frame.row(h, 0, unit.index), frame.row(c, 0, unit.index)
             for v in range(vectors):
-                x = [frame.load(row, v) for row in rows[: cell.gates]]
-                old, old_cell = frame.load(state, v), frame.load(memory, v) if cell.has_cell else body.zeros()
-                found = cell.forward(body, x, [frame.load(row, v) for row in sums], old, old_cell)
+                x = [body.vector(row, v) for row in rows[: cell.gates]]
+                old, old_cell = body.vector(state, v), body.vector(memory, v) if cell.has_cell else body.zeros()
+                found = cell.forward(body, x, [body.vector(row, v) for row in sums], old, old_cell)
                 for value, row in zip(found.kept, rows, strict=True):
-                    frame.store(value, row, v)
-                frame.store(old, frame.row(before, 0, unit.index, frame.pitch), v)
-                frame.store(found.state, state, v)
-                frame.store(found.state, frame.row(after, 0, unit.index, frame.outer), v)
+                    body.store(value, row, v)
+                body.store(old, frame.row(before, 0, unit.index, frame.pitch), v)
+                body.store(found.state, state, v)
+                body.store(found.state, frame.row(after, 0, unit.index, frame.outer), v)
                 if cells_before is not None:
-                    frame.store(old_cell, frame.row(cells_before, 0, unit.index, frame.pitch), v)
-                    frame.store(found.cell, memory, v)
+                    body.store(old_cell, frame.row(cells_before, 0, unit.index, frame.pitch), v)
+                    body.store(found.cell, memory, v)
     body.done()
 
 
@@ -170,17 +161,17 @@ def _backward(module: Module, kind: str, cell: GRU | LSTM, vectors: int) -> None
             own = [frame.row(part, 0, unit.index) for part in dz]
             product, going = frame.row(through, 0, unit.index), frame.row(carried, 0, unit.index)
             for v in range(vectors):
-                h = frame.load(frame.row(before, 0, unit.index, frame.pitch), v)
+                h = body.vector(frame.row(before, 0, unit.index, frame.pitch), v)
                 c = h
                 if cells_before is not None:
-                    c = frame.load(frame.row(cells_before, 0, unit.index, frame.pitch), v)
-                given = frame.load(frame.row(after, 0, unit.index, frame.outer), v)
-                dh = b.fadd(given, frame.load(product, v))
-                found = cell.backward(body, [frame.load(row, v) for row in rows], h, c, dh, frame.load(going, v))
+                    c = body.vector(frame.row(cells_before, 0, unit.index, frame.pitch), v)
+                given = body.vector(frame.row(after, 0, unit.index, frame.outer), v)
+                dh = b.fadd(given, body.vector(product, v))
+                found = cell.backward(body, [body.vector(row, v) for row in rows], h, c, dh, body.vector(going, v))
                 for value, row in zip(found.gradients, targets, strict=True):
-                    frame.store(value, row, v)
+                    body.store(value, row, v)
                 for value, row in zip(found.gradients[KEPT - cell.gates :], own, strict=True):
-                    frame.store(value, row, v)
-                frame.store(found.carried, going, v)
+                    body.store(value, row, v)
+                body.store(found.carried, going, v)
         frame.product(arrays, body.pointer(constants, 1))
     body.done()
