@@ -7,8 +7,9 @@ each going as far as the others need. Nothing is computed twice, and buffers sta
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import cast
 
 import numpy as np
@@ -35,12 +36,14 @@ class Moving:
     reads: tuple[int, ...]
     writes: int
     bytes: int  # of these buffers
+    # Other buffers in the memory of what it writes: how many of their rows one of its own takes.
+    over: Mapping[int, float] = field(default_factory=dict)
 
 
-def visits(steps: Sequence[Moving | int], band: int) -> list[Visit]:
-    """All tiles of `steps`, in the order in which they may run; an int is a step of so many tiles that does not go
-    row by row. `band`: bytes around one operation that stay in a cache."""
-    found: list[Visit] = []
+def turns(steps: Sequence[Moving | int], band: int) -> list[range]:
+    """The steps that take turns, in their order: each run of them that no cache holds. An int is a step of so many
+    tiles that does not go row by row. `band`: bytes around one operation that stay in a cache."""
+    found: list[range] = []
     start = 0
     while start < len(steps):
         stop = start
@@ -49,13 +52,22 @@ def visits(steps: Sequence[Moving | int], band: int) -> list[Visit]:
         run = cast("list[Moving]", steps[start:stop])
         far = [number for number, step in enumerate(run) if step.bytes > _FAR * band]
         if len(far) > 1:  # all that lies between the first and the last of them
-            found += [_whole(step, start + number) for number, step in enumerate(run[: far[0]])]
-            found += _in_bands(run[far[0] : far[-1] + 1], start + far[0], band)
+            found.append(range(start + far[0], start + far[-1] + 1))
             start += far[-1] + 1
         else:
-            stop = max(stop, start + 1)
-            found += [_whole(steps[number], number) for number in range(start, stop)]
-            start = stop
+            start = max(stop, start + 1)
+    return found
+
+
+def visits(steps: Sequence[Moving | int], band: int) -> list[Visit]:
+    """All tiles of `steps`, in the order in which they may run; arguments as those of `turns`."""
+    found: list[Visit] = []
+    start = 0
+    for run in (*turns(steps, band), range(len(steps), len(steps))):
+        found += [_whole(steps[number], number) for number in range(start, run.start)]
+        if run:
+            found += _in_bands(cast("list[Moving]", steps[run.start : run.stop]), run.start, band)
+        start = run.stop
     return found
 
 
@@ -94,10 +106,13 @@ def _goals(run: Sequence[Moving], share: float, done: Sequence[int]) -> list[int
             writers = [other for other, earlier in enumerate(before) if earlier.writes == buffer]
             if writers:
                 rows[writers[-1]] = max(rows[writers[-1]], needs[:end, 1].max())
+        over = {step.writes: 1.0, **step.over}
         for other, earlier in enumerate(before):  # what is written over must be there, and have been read
-            if earlier.writes == step.writes:
-                rows[other] = max(rows[other], end)
+            if earlier.writes in over:
+                last = earlier.sweep.panels[-1, 1]
+                rows[other] = max(rows[other], min(last, math.ceil(end * over[earlier.writes])))
             for buffer, needs in zip(earlier.reads, earlier.sweep.reads, strict=True):
-                if buffer == step.writes:
-                    rows[other] = max(rows[other], int(np.searchsorted(needs[:, 0], end)))
+                if buffer in over:
+                    reached = np.searchsorted(needs[:, 0], math.ceil(end * over[buffer]))
+                    rows[other] = max(rows[other], int(reached))
     return goals

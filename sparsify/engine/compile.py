@@ -12,7 +12,8 @@ import numpy as np
 
 from sparsify.engine.batches import Batches, part_size, resized
 from sparsify.engine.choose import choose
-from sparsify.engine.executable import Executable, Step
+from sparsify.engine.executable import Executable
+from sparsify.engine.groups import Step
 from sparsify.engine.kernels.copy import copy_stage
 from sparsify.engine.memory import give_back
 from sparsify.engine.numpy_ops import compute
@@ -125,7 +126,7 @@ def _compile(
     for name in program.outputs:
         lowering.bring(name, None)
     give_back()
-    executable = Executable(program, lowering.steps, target, threads, tuning.band_bytes)
+    executable = Executable(program, lowering.steps, target, threads, tuning)
     del lowering
     give_back()
     return executable

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from sparsify.engine.bands import Moving, visits
+from sparsify.engine.bands import Visit, visits
+from sparsify.engine.groups import Group, Step, moving, settled
 from sparsify.engine.library import library
 from sparsify.engine.memory import Arena, Code, aligned, lines
 from sparsify.engine.memory_plan import MemoryPlan, Place
@@ -17,24 +18,8 @@ from sparsify.engine.program import Program, Value
 from sparsify.engine.runtime import Job, Record, pool, release_with
 from sparsify.engine.stage import PythonStage, Stage
 from sparsify.engine.target import Target
+from sparsify.engine.tuning import Tuning
 from sparsify.errors import EngineError
-
-
-@dataclass(frozen=True, eq=False)
-class Step:
-    """One stage and where its values lie."""
-
-    operation: str  # the grammar's name; "copy" for a copy between layouts
-    name: str  # of the layer, as the model file calls it; empty where it has none
-    stage: Stage | PythonStage
-    reads: tuple[Place, ...]
-    writes: tuple[Place, ...]
-
-    @property
-    def replaced(self) -> Place | None:
-        """What the result may be written over."""
-        name = self.stage.replaces if isinstance(self.stage, Stage) else None
-        return next((place for place in self.reads if place[0] == name), None)
 
 
 @dataclass(frozen=True)
@@ -54,23 +39,26 @@ class Row:
 class Executable:
     """Runs a program on arrays of the shapes that it was compiled for. May be shared by threads."""
 
-    def __init__(self, program: Program, steps: Sequence[Step], target: Target, threads: int, band: int) -> None:
-        """`band`: as in Tuning.band_bytes."""
+    def __init__(
+        self, program: Program, steps: Sequence[Step], target: Target, threads: int, tuning: Tuning
+    ) -> None:  # fmt: skip
         self.program = replace(program, operations=())  # the dense weights may go
         self._library = library(target)
         self._pool = pool(self._library, threads)
         outside = {value.name for value in program.inputs} | set(program.outputs)
         self._plan = MemoryPlan(
-            dict(program.values), [(s.reads, s.writes, s.replaced) for s in steps], outside | set(program.constants)
-        )
+            dict(program.values), [(s.reads, s.writes, s.replaced) for s in steps], outside | set(program.constants),
+            tuning.border_bytes,
+        )  # fmt: skip
         self._constants = {name: np.asarray(array, order="C") for name, array in program.constants.items()}
-        stages = [step.stage for step in steps if isinstance(step.stage, Stage)]
+        groups = settled(steps, self._plan, tuning.band_bytes)
+        stages = [step.stage for group in groups for step in group.all if isinstance(step.stage, Stage)]
         self._weights = Arena(sum(lines(array.nbytes) for stage in stages for array in stage.constants))
         code = b"".join(padded(stage.code) for stage in stages)
         self._code = _executable(code)
         self._fixed = self._weights.size + len(code)
         self._code_end = self._code.address if self._code is not None else 0
-        self._segments = [_Segment(self, group, threads, band) for group in _grouped(steps)]
+        self._segments = [_Segment(self, group, threads, tuning.band_bytes) for group in groups]
 
     def run(self, inputs: Sequence[np.ndarray], into: Sequence[np.ndarray] | None = None) -> list[np.ndarray]:
         """The program's outputs for `inputs`: C-ordered arrays of the program's shapes and types.
@@ -131,21 +119,11 @@ def padded(code: bytes) -> bytes:
     return code + b"\xcc" * (-len(code) % 64)
 
 
-def _grouped(steps: Sequence[Step]) -> list[list[Step]]:
-    """Runs of native steps, and Python steps alone."""
-    groups: list[list[Step]] = []
-    for step in steps:
-        native = isinstance(step.stage, Stage)
-        if not groups or not native or isinstance(groups[-1][0].stage, PythonStage):
-            groups.append([])
-        groups[-1].append(step)
-    return groups
-
-
 class _Segment:
     """Native stages that run in one call, or one Python stage."""
 
-    def __init__(self, owner: Executable, steps: list[Step], threads: int, band: int) -> None:
+    def __init__(self, owner: Executable, group: Group, threads: int, band: int) -> None:
+        steps = group.all
         self._plan, self._pool = owner._plan, owner._pool
         self._values = owner.program.values
         self._seconds = 0.0
@@ -154,28 +132,21 @@ class _Segment:
         self._failures: list[tuple[np.ndarray, str]] = []
         self._job: Job | None = None
         if isinstance(steps[0].stage, Stage):
-            records, self._owners = self._visits(steps, owner, band)
+            records, self._owners = self._visits(group, owner, band)
             self._job = Job(records, threads)
             release_with(self, self._pool, self._job)
         self._steps = [_light(step) for step in steps]
 
-    def _visits(self, steps: list[Step], owner: Executable, band: int) -> tuple[list[Record], list[int]]:
+    def _visits(self, group: Group, owner: Executable, band: int) -> tuple[list[Record], list[int]]:
         """What the runtime reads, and which step each record belongs to."""
-        tables = [self._records(step, owner) for step in steps]
-        order = visits([self._moving(step) for step in steps], band)
+        tables = [self._records(step, owner) for step in group.all]
+        order = visits([moving(step, self._plan) for step in group.steps], band)
+        for number, (start, step) in enumerate(group.borders, len(group.steps)):
+            assert isinstance(step.stage, Stage)
+            at = next(i for i, visit in enumerate(order) if start <= visit.step < len(group.steps))
+            order.insert(at, Visit(number, 0, step.stage.tiles))
         records = [(*row, visit.tiles, visit.first) for visit in order for row in tables[visit.step]]
         return records, [visit.step for visit in order for _ in tables[visit.step]]
-
-    def _moving(self, step: Step) -> Moving | int:
-        """A step as bands see it."""
-        stage = step.stage
-        assert isinstance(stage, Stage)
-        places = {*step.reads, *step.writes}
-        slots = {place: slot for place in places if (slot := self._plan.slot(place)) is not None}
-        if stage.sweep is None or len(slots) < len(places):
-            return stage.tiles
-        size = sum({slot: layout.size * 4 for (_, layout), slot in slots.items() if layout is not None}.values())
-        return Moving(stage.sweep, tuple(slots[place] for place in step.reads), slots[step.writes[0]], size)
 
     def _records(self, step: Step, owner: Executable) -> list[tuple[int, int, int]]:
         """Function and tables, once for each of the stage's steps, which differ in their number."""

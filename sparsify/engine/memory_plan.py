@@ -1,7 +1,10 @@
-"""Which buffer each value uses: buffers are handed on as soon as their last reader is done.
+"""Which memory each value uses: buffers for values of one geometry, and where in one arena they lie.
 
-A buffer of planes is only handed on to values of the same geometry, because the borders around the planes
-are written once, when the buffer is made, and never again.
+A value's buffer is handed on as soon as its last reader is done. One of planes with borders is only handed on to
+values of the same geometry, because the borders around the planes must hold. Buffers whose lives do not meet lie in
+the same memory; where that is so borders are written in every run, else once. Placing the largest first, each as low as
+possible, is the greedy-by-size method of Pisarchyk and Lee, Efficient Memory Management for Deep Neural Net
+Inference (2020).
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from sparsify.engine.layout import Planes
 from sparsify.engine.memory import LINE, Arena, lines
 from sparsify.engine.program import Value
 from sparsify.engine.stage import Layout
@@ -24,6 +28,24 @@ class _Slot:
 
     kind: Layout
     size: int
+    first: int  # step that writes to it, and the last one that reads it
+    last: int
+    around: tuple[int, int] = (0, -1)  # the same, with all steps that take turns with these
+    offset: int = 0  # in the arena
+    is_kept: bool = False  # for all runs, by no other values
+
+    @property
+    def layout(self) -> Planes:
+        assert self.kind is not None
+        return replace(self.kind, channels=self.size)
+
+    @property
+    def bytes(self) -> int:
+        return lines(self.size if self.kind is None else 4 * self.layout.size)
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.bytes
 
 
 def _kind(layout: Layout) -> Layout:
@@ -37,15 +59,23 @@ def byte_size(value: Value) -> int:
     return int(np.prod(value.shape)) * np.dtype(value.dtype).itemsize + LINE
 
 
+def has_borders(layout: Layout) -> bool:
+    """Whether a buffer holds anything but elements that kernels might read."""
+    if layout is None:
+        return False
+    return layout.lanes == 1 or (layout.blocks * layout.plane) != layout.blocks * layout.height * layout.width
+
+
 class MemoryPlan:
     """Buffers for the places that steps read and write."""
 
     def __init__(
         self, values: dict[str, Value], steps: Sequence[tuple[Sequence[Place], Sequence[Place], Place | None]],
-        outside: set[str],
+        outside: set[str], most: int,
     ) -> None:  # fmt: skip
         """`steps`: what each reads and writes, and what of that it may write over. C-ordered values named in
-        `outside` get no buffer."""
+        `outside` get no buffer. most: bytes of buffers with borders that lie by themselves, so that these stay.
+        Nothing has memory before `settle`."""
         self._slots: list[_Slot] = []
         self._of: dict[Place, int] = {}
         last = {place: number for number, (reads, writes, _) in enumerate(steps) for place in (*reads, *writes)}
@@ -57,12 +87,17 @@ class MemoryPlan:
                 ending.remove(replaced)
             for place in writes:
                 if place not in self._of and not (place[0] in outside and place[1] is None):
-                    self._take(place, values[place[0]], free)
-            free += [self._of[place] for place in ending if place in self._of]
-        arena = Arena(sum(lines(_bytes(slot)) for slot in self._slots))
-        self._buffers = [_allocate(slot, arena) for slot in self._slots]
+                    self._take(place, values[place[0]], number, free)
+            for place in (*reads, *writes):
+                if place in self._of:
+                    self._slots[self._of[place]].last = number
+            free += [self._of[place] for place in ending if place in self._of and has_borders(place[1])]
+        bordered = [slot for slot in self._slots if has_borders(slot.kind)]
+        if sum(slot.bytes for slot in bordered) <= most:
+            for slot in bordered:
+                slot.first, slot.last, slot.is_kept = 0, len(steps), True
 
-    def _take(self, place: Place, value: Value, free: list[int]) -> None:
+    def _take(self, place: Place, value: Value, number: int, free: list[int]) -> None:
         layout = place[1]
         size = byte_size(value) if layout is None else layout.channels
         fitting = [slot for slot in free if self._slots[slot].kind == _kind(layout)]
@@ -72,34 +107,87 @@ class MemoryPlan:
             self._slots[best].size = max(self._slots[best].size, size)
         else:
             best = len(self._slots)
-            self._slots.append(_Slot(_kind(layout), size))
+            self._slots.append(_Slot(_kind(layout), size, number, number))
         self._of[place] = best
+
+    def settle(self, turns: Sequence[range]) -> None:
+        """Give every place its memory. turns: the runs of steps that take turns, so that what one of them has
+        read another may be about to write over."""
+        for slot in self._slots:
+            first, last = ([run for run in turns if number in run] for number in (slot.first, slot.last))
+            slot.around = (first[0].start if first else slot.first, last[0].stop - 1 if last else slot.last)
+        placed: list[_Slot] = []
+        for slot in sorted(self._slots, key=lambda slot: (0, 0) if slot.is_kept else (1, -slot.bytes)):
+            near = [other for other in placed if _meet(slot.around, other.around)]
+            places = sorted({0, *(other.end for other in near), *(other.offset for other in near)})
+            slot.offset = next(at for at in places if all(_is_fit(slot, at, other) for other in near))
+            placed.append(slot)
+        arena = Arena(max((slot.end for slot in self._slots), default=0))
+        memory = arena.take(arena.size)
+        self._buffers = [memory[slot.offset : slot.end] for slot in self._slots]
+        for slot, buffer in zip(self._slots, self._buffers, strict=True):
+            if slot.is_kept and slot.layout.fill:
+                buffer.view(np.float32)[:] = slot.layout.fill
 
     def slot(self, place: Place) -> int | None:
         """Which buffer a place is in; None where it is the caller's own array."""
         return self._of.get(place)
 
     def buffer(self, place: Place) -> np.ndarray:
-        """The memory of a place: float32 for planes, bytes otherwise."""
+        """The memory of a place: uint8."""
         return self._buffers[self._of[place]]
+
+    def over(self, slot: int) -> dict[int, float]:
+        """Buffers in the same memory whose steps take turns with this one's: how many of their rows a row
+        of it takes."""
+        mine = self._slots[slot]
+        return {
+            number: _row(mine) / _row(other)
+            for number, other in enumerate(self._slots)
+            if other.last < mine.first and _meet(mine.around, other.around) and _overlap(mine, mine.offset, other)
+        }
+
+    def borders(self) -> list[tuple[int, Place]]:
+        """Places whose borders must be written in every run, and before which step."""
+        found: dict[int, Place] = {}
+        for place, number in self._of.items():
+            slot = self._slots[number]
+            if has_borders(slot.kind) and not slot.is_kept and slot.layout == place[1]:  # all channels of the slot
+                found[number] = place
+        return [(self._slots[number].around[0], place) for number, place in found.items()]
 
     @property
     def bytes(self) -> int:
         """All memory of the plan."""
-        return sum(buffer.nbytes for buffer in self._buffers)
+        return max((slot.end for slot in self._slots), default=0)
 
 
-def _bytes(slot: _Slot) -> int:
-    if slot.kind is None:
-        return slot.size
-    return 4 * replace(slot.kind, channels=slot.size).size
+def _meet(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    return one[0] <= other[1] and other[0] <= one[1]
 
 
-def _allocate(slot: _Slot, arena: Arena) -> np.ndarray:
-    piece = arena.take(_bytes(slot))
-    if slot.kind is None:
-        return piece
-    floats = piece.view(np.float32)
-    if slot.kind.fill:
-        floats[:] = slot.kind.fill
-    return floats
+def _overlap(slot: _Slot, at: int, other: _Slot) -> bool:
+    return at < other.end and other.offset < at + slot.bytes
+
+
+def _row(slot: _Slot) -> int:
+    """Floats of a row of all channels, images side by side."""
+    return slot.layout.pitch * slot.layout.step
+
+
+def _is_fit(slot: _Slot, at: int, other: _Slot) -> bool:
+    """Whether a buffer may lie at an offset, given another one that is placed and needed at about the same time.
+
+    Where their steps take turns the later one may be written over the earlier one from its beginning, row by row,
+    if it is no larger: then neither gets ahead of the other.
+    """
+    if not _overlap(slot, at, other):
+        return True
+    before, after = (slot, other) if slot.last < other.first else (other, slot)
+    return (
+        before.last < after.first
+        and at == other.offset
+        and after.bytes <= before.bytes
+        and all(s.kind is not None and s.kind.lanes > 1 for s in (slot, other))
+        and not has_borders(after.kind)
+    )

@@ -1,0 +1,64 @@
+"""Writing what lies around the rows of planes, where their memory held something else before."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from sparsify.engine.ir import F32, I64, Body, Module
+from sparsify.engine.layout import Planes
+from sparsify.engine.memory import copied
+from sparsify.engine.program import Operation
+from sparsify.engine.stage import Context, Stage
+
+_TILES = 8
+
+
+def propose(operation: Operation, context: Context) -> Stage | None:
+    """None: borders are put in by the compiler, not by a program's operations."""
+    return None
+
+
+def border_stage(value: str, layout: Planes) -> Stage:
+    """The stage that writes all of a buffer but its elements."""
+    pieces, count = gaps(layout), layout.channels if layout.lanes == 1 else 1
+    numbers = np.array([len(pieces), -(-len(pieces) // _TILES), count, layout.channel], np.int64)
+    constants = (copied(numbers), copied(pieces), copied(np.array([layout.fill], np.float32)))
+    tiles = min(_TILES, len(pieces))
+    return Stage("borders", "sparsify_borders", (), (value,), tiles, constants, {value: layout}, why="memory shared")
+
+
+def gaps(layout: Planes) -> np.ndarray:
+    """Where no element is: int64 [pieces, 2], first float and length. Of one channel where positions are in the
+    lanes, else of the whole buffer."""
+    step = 1 if layout.lanes == 1 else layout.step
+    plain = replace(layout, images=layout.blocks, channels=1, lanes=1)
+    there = np.zeros(plain.size if layout.lanes == 1 else layout.size // step, bool)
+    there[plain.index()] = True
+    edges = np.flatnonzero(np.diff(np.concatenate([[True], there, [True]]).astype(np.int8)))
+    first, last = edges[::2], edges[1::2]
+    return np.stack([first, last - first], axis=1).astype(np.int64) * step
+
+
+def emit(module: Module) -> None:
+    """void sparsify_borders(buffers, constants, tile): some of the pieces, of all channels."""
+    body = Body(module, "sparsify_borders")
+    b = body.builder
+    buffers, constants, tile = body.arguments
+    pieces, each, channels, stride = body.numbers(body.pointer(constants, 0), 4)
+    table, value = body.pointer(constants, 1), body.load(body.pointer(constants, 2), 0, F32)
+    first = b.mul(tile, each)
+    with (
+        body.loop(0, channels) as channel,
+        body.loop(first, body.smaller(b.add(first, each), pieces)) as piece,
+    ):
+        entry = body.at(table, b.mul(piece.index, body.const(2)), I64)
+        start, count = body.numbers(entry, 2)
+        place = body.at(body.pointer(buffers, 0), b.add(b.mul(channel.index, stride), start), F32)
+        whole = b.and_(count, body.const(-module.width))
+        with body.loop(0, whole, module.width) as at:
+            b.store(body.splat(value), body.at(place, at.index, F32), align=4)
+        with body.loop(whole, count) as at:
+            body.store(value, place, at.index)
+    body.done()
