@@ -7,3 +7,4 @@ from sparsify.nn.convert import to_sparse as to_sparse
 from sparsify.nn.layer import SparseLayer as SparseLayer
 from sparsify.nn.linear import SparseLinear as SparseLinear
 from sparsify.nn.recurrent import SparseRecurrent as SparseRecurrent
+from sparsify.nn.rnn import SparseRNN as SparseRNN

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,6 +86,22 @@ class Blocks:
         result = x.new_zeros(x.shape[2], self.steps, self.batch)
         result[:, :, : self.count] = turned
         return result
+
+    def planes(self, parts: int, rows: int, given: Sequence[Tensor | None]) -> Tensor:
+        """Planes of each panel alone, [panels, parts, rows, wide]: in the first ones what is given, [count, rows] each,
+        or zeros; in the others anything."""
+        result = torch.empty(self.panels, parts, rows, self.wide)
+        for part, tensor in enumerate(given):
+            if tensor is None:
+                result[:, part] = 0
+            else:
+                filled = torch.nn.functional.pad(tensor, (0, 0, 0, self.batch - self.count))
+                result[:, part] = filled.view(self.panels, self.wide, rows).transpose(1, 2)
+        return result
+
+    def plane(self, planes: Tensor, part: int) -> Tensor:
+        """One of the parts of `planes` as [count, rows], a tensor of its own."""
+        return planes[:, part].transpose(1, 2).reshape(self.batch, planes.shape[2])[: self.count]
 
     def lanes(self, inputs: int, outputs: int) -> Lanes:
         """For a product over all steps, of arrays of so many rows."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -41,28 +42,38 @@ class Rewiring:
         tensor.copy_(tensor[here.clamp(min=0)].masked_fill_(here < 0, 0))
 
 
-def exchange(layer: SparseLayer, count: int, drop_score: Score, grow_score: Score, random: torch.Generator) -> Rewiring:
-    """Drop the `count` connections of smallest drop score; grow as many where the grow score is largest.
+def exchange(
+    layer: SparseLayer, fraction: float, drop_score: Score, grow_score: Score, random: torch.Generator, parts: int = 1
+) -> Rewiring:
+    """Drop floor(fraction nnz) connections of smallest drop score; grow as many where the grow score is largest.
 
     Scores see each connection by itself: what they get is the values as a list [nnz], and the dense gradient as
     blocks of output rows [rows, entries of a row], in ascending order. The gradient is that of the layer's tape;
-    without a tape the scores get none. The layer stays as it is.
+    without a tape the scores get none. parts: matrices below each other in the weight, each of which keeps its count.
+    The layer stays as it is.
     """
     flat, order = layer.ascending()
+    height = layer.pattern.shape[0] // parts
+    edges = np.searchsorted(flat, np.arange(parts + 1) * height * math.prod(layer.pattern.shape[1:])).tolist()
+    found = []
     with torch.no_grad():
         values = layer.weight.detach().cpu()[torch.from_numpy(order)]
-        every = torch.ones(()).bool().expand(len(flat))
-        dropped = largest(-widen(drop_score(Connections(every, values, None, random))), count).numpy()
-        gone, stays = np.flatnonzero(dropped), np.flatnonzero(~dropped)
-        kept = flat[stays]
-        grown = _largest_of(_scores(layer, torch.from_numpy(kept), grow_score, random), count)
-    stood = np.concatenate([order[stays], _beside(grown, flat[gone], order[gone])])
-    both = np.concatenate([kept, grown])
-    place = np.argsort(both, kind="stable")  # two ascending runs, which it merges
-    chosen = both[place]
+        for part, (start, stop) in enumerate(pairwise(edges)):
+            rows, count = range(part * height, (part + 1) * height), int(fraction * (stop - start))
+            own, stood = flat[start:stop], order[start:stop]
+            every = torch.ones(()).bool().expand(stop - start)
+            seen = Connections(every, values[start:stop], None, random)
+            dropped = largest(-widen(drop_score(seen)), count).numpy()
+            gone, stays = np.flatnonzero(dropped), np.flatnonzero(~dropped)
+            grown = _largest_of(_scores(layer, rows, torch.from_numpy(own[stays]), grow_score, random), count)
+            both = np.concatenate([own[stays], grown])
+            place = np.argsort(both, kind="stable")  # two ascending runs, which it merges
+            source = np.concatenate([stood[stays], _beside(grown, own[gone], stood[gone])])
+            found.append((both[place], source[place]))
+    chosen, stood = (np.concatenate(each) for each in zip(*found, strict=True))
     pattern, inner = layer.arrange(chosen)
-    source = torch.from_numpy(stood[place[inner]])
-    return Rewiring(Positions(layer.pattern.shape, torch.from_numpy(chosen)), pattern, source)
+    positions = Positions(layer.pattern.shape, torch.from_numpy(chosen))
+    return Rewiring(positions, pattern, torch.from_numpy(stood[inner]))
 
 
 def _beside(wanted: np.ndarray, known: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -73,14 +84,14 @@ def _beside(wanted: np.ndarray, known: np.ndarray, values: np.ndarray) -> np.nda
     return np.where(known[place] == wanted, values[place], -1)
 
 
-def _scores(layer: SparseLayer, kept: Tensor, score: Score, random: torch.Generator) -> Iterator[tuple[int, Tensor]]:
-    """The grow scores, -inf where a connection was kept: flat index of a block's first, and the block as a list."""
-    height, *rest = layer.pattern.shape
-    width = math.prod(rest)
-    rows = max(1, BLOCK // max(1, width))
+def _scores(
+    layer: SparseLayer, rows: range, kept: Tensor, score: Score, random: torch.Generator
+) -> Iterator[tuple[int, Tensor]]:
+    """The rows' grow scores, -inf where a connection was kept: flat index of a block's first, the block as a list."""
+    width = math.prod(layer.pattern.shape[1:])
     absent, nothing = torch.zeros(()).bool(), torch.zeros(())
-    for start in range(0, height, rows):
-        stop = min(height, start + rows)
+    for start in rows[:: max(1, BLOCK // max(1, width))]:
+        stop = min(rows.stop, start + max(1, BLOCK // max(1, width)))
         shape = (stop - start, width)
         gradient = layer.dense_gradient(start, stop) if layer.tape else None
         found = widen(score(Connections(absent.expand(shape), nothing.expand(shape), gradient, random))).flatten()

@@ -75,7 +75,7 @@ class SparseLayer(nn.Module, ABC):
             layer.weight.copy_(weight.detach().cpu().flatten()[layer.positions()])
             if layer.bias is not None and isinstance(bias, Tensor):
                 layer.bias.copy_(bias)
-        return layer.to(weight.device).train(module.training)
+        return layer.to(weight).train(module.training)
 
     def positions(self) -> Tensor:
         """Flat indices into the dense weight, int64 [nnz], in the order of `weight`."""
@@ -105,6 +105,18 @@ class SparseLayer(nn.Module, ABC):
         assert pattern.count == self.pattern.count and pattern.shape == self.pattern.shape
         self.pattern, self._products = pattern, None
 
+    def arranged(self, positions: Tensor, values: Tensor) -> Tensor:
+        """Take over positions, int64 [nnz] in any order; returns the values beside them in the pattern's order.
+
+        Where there are more or fewer than the layer has, nothing is done, and torch refuses the values.
+        """
+        if len(positions) != self.pattern.count:
+            return values
+        ascending, order = positions.sort()
+        pattern, inner = self.arrange(checked(ascending, math.prod(self.pattern.shape)))
+        self.set_pattern(pattern)
+        return values[order.to(values.device)[torch.from_numpy(inner)]]
+
     def extra_repr(self) -> str:
         size = math.prod(self.pattern.shape)
         density = f"density={self.pattern.count / max(1, size):.4f}"
@@ -118,12 +130,7 @@ class SparseLayer(nn.Module, ABC):
         """Values may come in any order, with their positions beside them."""
         key = f"{prefix}positions"
         if key in state and f"{prefix}weight" in state:
-            positions, order = state[key].sort()
-            if len(positions) == self.pattern.count:
-                pattern, inner = self.arrange(checked(positions, math.prod(self.pattern.shape)))
-                self.set_pattern(pattern)
-                weight = state[f"{prefix}weight"]
-                state = {**state, f"{prefix}weight": weight[order.to(weight.device)[torch.from_numpy(inner)]]}
+            state = {**state, f"{prefix}weight": self.arranged(state[key], state[f"{prefix}weight"])}
         super()._load_from_state_dict(state, prefix, *rest)
         unexpected = rest[-2]
         if key in unexpected:
@@ -131,6 +138,12 @@ class SparseLayer(nn.Module, ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_products": None, "tape": None}  # addresses are of this process
+
+
+def positions_key(weight: str) -> str:
+    """The name of a sparse weight's positions in a state dict: fc.positions, and rnn.weight_ih_l0_positions."""
+    path, _, name = weight.rpartition("weight")
+    return f"{weight}_positions" if name or (path and not path.endswith(".")) else f"{path}positions"
 
 
 def checked(positions: Tensor | np.ndarray, size: int) -> np.ndarray:

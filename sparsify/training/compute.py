@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sparsify.errors import RecipeError
 from sparsify.methods import Method
 from sparsify.nn import sparse_layers, to_sparse
+from sparsify.nn.layer import positions_key
 from sparsify.recipe import Recipe
 from sparsify.topology.costs import Layer
 from sparsify.topology.explored import as_listed, as_mask
@@ -46,7 +47,7 @@ def check_compute(recipe: Recipe, method: Method, world: World) -> None:
 
 def with_sparse_layers(model: nn.Module, layers: Iterable[Layer], masks: Masks, sample: Tensor) -> Masks:
     """Make the layers sparse that gain by it, in place; returns the masks with their positions."""
-    held = {layer.name for layer in layers if layer.parts == 1 and not layer.axis}
+    held = {layer.name for layer in layers if not layer.axis}
     whole = {name: mask for name, mask in masks.items() if name in held}
     done = to_sparse(model, whole, sample)
     positions = {name: Positions(tuple(masks[name].shape), masks[name].flatten().nonzero().squeeze(1)) for name in done}
@@ -71,7 +72,7 @@ def fitted(
     kept = {name: mask for name, mask in content["masks"].items() if name in masks}
     indices = _indices(model, optimizer) if optimizer is not None else {}
     for name, layer in sparse_layers(model).items():
-        key = f"{name.removesuffix('weight')}positions"
+        key = positions_key(name)
         if name in listed:
             flat, order = saved[key].sort()
         else:
@@ -85,7 +86,7 @@ def fitted(
             if holder[entry].shape == full:
                 holder[entry] = holder[entry].flatten()[order]
     for name in listed & set(masks):
-        flat, short, shape = saved.pop(f"{name.removesuffix('weight')}positions"), saved[name].shape, masks[name].shape
+        flat, short, shape = saved.pop(positions_key(name)), saved[name].shape, masks[name].shape
         for holder, entry in [(saved, name), *_slots(content, indices.get(name))]:
             if holder[entry].shape == short:
                 holder[entry] = _spread(holder[entry], flat, shape)

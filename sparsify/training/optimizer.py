@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sparsify.errors import RecipeError, UnknownNameError
-from sparsify.nn import SparseLayer
+from sparsify.nn import sparse_layers
 from sparsify.recipe import Optimizer
 from sparsify.registry import canonical, unknown
 
@@ -43,7 +43,7 @@ def build_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimi
             f"optimizer.weight_decay=0."
         )
     parameters = list(model.parameters())
-    values = {layer.weight for layer in model.modules() if isinstance(layer, SparseLayer)}  # matrices as lists
+    values = {layer.weight for layer in sparse_layers(model).values()}  # matrices as lists
     decay = "shrink" if settings.decoupled else "weight_decay"
     groups: list[dict[str, Any]] = [
         {

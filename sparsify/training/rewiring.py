@@ -29,9 +29,9 @@ def update_in_order(
     rewired: dict[str, Rewiring] = {}
     for layer in layers:
         if layer.name in sparse:
-            held = sparse[layer.name]
-            count = int(moment.drop_fraction * held.pattern.count)
-            rewired[layer.name] = exchange(held, count, method.drop_score, method.grow_score, random)
+            rewired[layer.name] = exchange(
+                sparse[layer.name], moment.drop_fraction, method.drop_score, method.grow_score, random, layer.parts
+            )
         elif layer.matrices[0] in network:
             own = Network({name: network[name] for name in layer.matrices})
             chosen |= method.update(own, moment, {})[0]

@@ -17,6 +17,7 @@ from sparsify.formats._bits import spread
 from sparsify.formats._metadata import LayerMetadata, Network
 from sparsify.methods import Method
 from sparsify.nn import sparse_layers
+from sparsify.nn.layer import positions_key
 from sparsify.randomness import generator
 from sparsify.recipe import Recipe
 from sparsify.registry import configure, load_class
@@ -87,7 +88,7 @@ def snapshot(
     owned = [name for name, owner in tensor_owners(model).items() if name == owner]
     sparse = sparse_layers(model)
     for name in sparse:
-        owned.remove(f"{name.removesuffix('weight')}positions")
+        owned.remove(positions_key(name))
     tensors: dict[str, Any] = {name: state[name].detach().cpu().numpy().copy() for name in owned}
     for name, tensor in tensors.items():
         if not np.isfinite(tensor).all():

@@ -29,10 +29,11 @@ STREAMED = [name for name, method in METHODS.items() if method.updates_masks and
 @settings(max_examples=40, deadline=None)
 @given(
     out=st.integers(1, 30), inner=st.integers(1, 40), density=st.floats(0, 1), fraction=st.floats(0, 1),
-    block=st.sampled_from([1, 50, 1000]), seed=st.integers(0, 50),
+    block=st.sampled_from([1, 50, 1000]), parts=st.integers(1, 3), seed=st.integers(0, 50),
 )  # fmt: skip
-def test_chosen_as_from_dense_tensors_ties_included(name, out, inner, density, fraction, block, seed):
+def test_chosen_as_from_dense_tensors_ties_included(name, out, inner, density, fraction, block, parts, seed):
     random = torch.Generator().manual_seed(seed)
+    out *= parts
     mask = random_mask((out, inner), int(density * out * inner), random)
     dense = nn.utils.skip_init(nn.Linear, inner, out)
     with torch.no_grad():  # few different values, so that there are ties
@@ -41,17 +42,20 @@ def test_chosen_as_from_dense_tensors_ties_included(name, out, inner, density, f
     layer.tape = [torch.randint(-2, 3, (k, 4), generator=random).float() for k in (inner, out)]
     layer.tape = [tuple(layer.tape)]
     gradient = layer.tape[0][1] @ layer.tape[0][0].t()
-    method, count = METHODS[name], int(fraction * int(mask.sum()))
-    seen = Connections(mask, dense.weight.detach(), gradient, torch.Generator().manual_seed(1))
-    wanted = drop_and_grow(mask, method.drop_score(seen), method.grow_score(seen), count)
+    method, numbers, found = METHODS[name], torch.Generator().manual_seed(1), []
+    for held in zip(*(tensor.detach().chunk(parts) for tensor in (mask, dense.weight, gradient)), strict=True):
+        seen = Connections(*held, numbers)
+        count = int(fraction * seen.count)
+        found.append(drop_and_grow(seen.mask, method.drop_score(seen), method.grow_score(seen), count))
+    wanted = torch.cat(found)
     before, growth.BLOCK = growth.BLOCK, block
     try:
         same = torch.Generator().manual_seed(1)
-        change = growth.exchange(layer, count, method.drop_score, method.grow_score, same)
+        change = growth.exchange(layer, fraction, method.drop_score, method.grow_score, same, parts)
     finally:
         growth.BLOCK = before
     assert torch.equal(change.positions.mask(), wanted)
-    assert torch.equal(same.get_state(), seen.generator.get_state()), "layers behind would see other numbers"
+    assert torch.equal(same.get_state(), numbers.get_state()), "layers behind would see other numbers"
     assert change.lasting == int((wanted & mask).sum())
     change.move(layer.weight.data)
     layer.set_pattern(change.pattern)
@@ -119,11 +123,11 @@ def test_convolutions_are_rewired_as_from_dense_tensors(groups, block, monkeypat
         for module in (dense, layer):
             output = module(x)
             output.backward(torch.arange(output.numel()).view_as(output) % 5 - 2.0)
-    method, count = METHODS["rigl"], int(mask.sum()) // 3
+    method, fraction = METHODS["rigl"], 0.3
     seen = Connections(mask, dense.weight.detach(), dense.weight.grad, torch.Generator())
-    wanted = drop_and_grow(mask, method.drop_score(seen), method.grow_score(seen), count)
+    wanted = drop_and_grow(mask, method.drop_score(seen), method.grow_score(seen), int(fraction * seen.count))
     monkeypatch.setattr(growth, "BLOCK", block)
-    change = growth.exchange(layer, count, method.drop_score, method.grow_score, torch.Generator())
+    change = growth.exchange(layer, fraction, method.drop_score, method.grow_score, torch.Generator())
     assert torch.equal(change.positions.mask(), wanted)
     change.move(layer.weight.data)
     layer.set_pattern(change.pattern)

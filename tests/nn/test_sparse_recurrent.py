@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from sparsify.architectures import build
 from sparsify.architectures._recurrent import GATES, Recurrent
 from sparsify.engine.target import host, named
-from sparsify.nn import SparseLinear, SparseRecurrent, to_dense, to_sparse
+from sparsify.nn import SparseLinear, SparseRecurrent, sparse_layers, to_dense, to_sparse
 from sparsify.nn.convert import adopt_gates
 from sparsify.nn.memory import _LARGE, Pool
-from sparsify.nn.recurrent import Joined
 from sparsify.topology.select import random_mask, random_positions
 from tests.allocations import Watcher
 
@@ -72,8 +71,7 @@ def assert_equal(found: dict[str, Tensor], wanted: dict[str, Tensor], layer: Spa
 @example(count=5, steps=9, inputs=600, hidden=300, density=0.1, seed=0)  # more than a block of columns
 def test_native_steps_are_plain_float64_steps(kind, level, count, steps, inputs, hidden, density, seed):
     _, layer = layers(kind, inputs, hidden, density, seed)
-    patterns = [gate.pattern for gate in layer.gates()]
-    layer._joined = patterns, Joined(kind, patterns, named(level))
+    layer.native(named(level))
     x, weights = torch.randn(count, steps, inputs), torch.randn(count, steps, hidden)
     found = results(layer, x, weights)
     wanted = results(layer.double(), x.double(), weights.double())
@@ -101,7 +99,7 @@ def test_plain_steps_are_the_dense_layer_and_their_gradients_numerical_derivativ
 def test_what_is_recorded_gives_the_dense_gradients(kind):
     dense, layer = layers(kind, 20, 30, 0.2)
     x, weights = torch.randn(10, 9, 20), torch.randn(10, 9, 30)
-    for gate in layer.gates():
+    for gate in sparse_layers(layer).values():
         gate.tape = []
     found = results(layer, x, weights)
     wanted = results(dense, x, weights)

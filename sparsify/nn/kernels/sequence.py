@@ -65,13 +65,6 @@ class _Frame:
         number = b.add(b.mul(self.units, body.const(part)), unit)
         return body.bytes(base, b.mul(number, pitch or body.const(self.wide)))
 
-    def clear(self, base: ir.Value) -> None:
-        """Zeros in the rows of all units."""
-        with self.body.loop(0, self.units) as unit:
-            row = self.row(base, 0, unit.index)
-            for v in range(self.vectors):
-                self.body.store(self.body.zeros(), row, v)
-
     def product(self, arrays: ir.Value, table: ir.Value) -> None:
         """All rows of the state's product. arrays: addresses of x, y, values and bias."""
         body = self.body
@@ -96,11 +89,12 @@ def _arrays(body: Body, values: list[ir.Value]) -> ir.Value:
 
 
 def _forward(module: Module, kind: str, cell: GRU | LSTM, vectors: int) -> None:
-    """void f(buffers, constants, panel): all steps of one panel, from a state of zeros.
+    """void f(buffers, constants, panel): all steps of one panel.
 
     buffers: kept [KEPT * units rows], whose first rows hold the inputs' product; states before each step [units rows];
     cells before each step [units rows], of an LSTM; states after each step [units, steps, batch]; values and bias of
-    the state's product; scratch.  constants: numbers, the product's table.
+    the state's product; scratch, whose first planes are state and cell, before and after.  constants: numbers, the
+    product's table.
     """
     body = Body(module, f"sparsify_{kind}_forward_{vectors}")
     buffers, constants, panel = body.arguments
@@ -108,8 +102,6 @@ def _forward(module: Module, kind: str, cell: GRU | LSTM, vectors: int) -> None:
     frame = _Frame(body, body.pointer(constants, 0), panel, vectors)
     h, c, *z = _scratch(frame, scratch, 2 + cell.gates)
     arrays = _arrays(body, [h, z[0], values, bias])
-    frame.clear(h)
-    frame.clear(c)
     with body.loop(0, frame.steps) as step:
         frame.product(arrays, body.pointer(constants, 1))
         places, before = frame.block(kept, KEPT, step.index), frame.block(states, 1, step.index)
@@ -138,8 +130,9 @@ def _backward(module: Module, kind: str, cell: GRU | LSTM, vectors: int) -> None
     """void f(buffers, constants, panel): gradients of all gates' sums, from the last step to the first.
 
     buffers: kept, states and cells as `_forward` left them; gradients [KEPT * units rows]; gradient of the states after
-    each step [units, steps, batch]; values of the transposed product, and zeros [units]; scratch.  constants: numbers,
-    the transposed product's table.
+    each step [units, steps, batch]; values of the transposed product, and zeros [units]; scratch, whose first planes
+    are gradients of state and cell, after the last step and then before the first: in a GRU's second ones stands what
+    comes to its state without a product.  constants: numbers, the transposed product's table.
     """
     body = Body(module, f"sparsify_{kind}_backward_{vectors}")
     b = body.builder
@@ -148,8 +141,6 @@ def _backward(module: Module, kind: str, cell: GRU | LSTM, vectors: int) -> None
     frame = _Frame(body, body.pointer(constants, 0), panel, vectors)
     through, carried, *dz = _scratch(frame, scratch, 2 + cell.gates)
     arrays = _arrays(body, [dz[0], through, values, zeros])
-    frame.clear(through)
-    frame.clear(carried)
     with body.loop(0, frame.steps) as turn:
         step = b.sub(b.sub(frame.steps, body.const(1)), turn.index)
         places, before = frame.block(kept, KEPT, step), frame.block(states, 1, step)
