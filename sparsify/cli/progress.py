@@ -80,10 +80,12 @@ def train_with_progress(recipe: Recipe | None, out: Path | None, options: dict[s
         f"and {line['updates']} mask updates. Model: {model_file(result.folder)}"
     )
     found = result.times.summary() if result.times else {}
-    if "update_share" in found and "step_seconds" in found:
+    if "update_share" in found:
+        step, update, behind = (found.get(f"{kind}step_seconds", 0.0) for kind in ("", "update_", "next_"))
+        further = f" and the one behind it {behind * 1e3:.3g} ms" if behind else ""
         console.print(
-            f"A step took {found['step_seconds'] * 1e3:.3g} ms and one that updates the masks "
-            f"{found['update_step_seconds'] * 1e3:.3g} ms; updates were {found['update_share']:.1%} of the time."
+            f"A step took {step * 1e3:.3g} ms, one that updates the masks {update * 1e3:.3g} ms{further}; "
+            f"updates were {found['update_share']:.1%} of the time."
         )
     return result
 
