@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import copy
 from typing import Any, Self
 
 import numpy as np
@@ -16,8 +17,9 @@ from sparsify.engine.encode import encoder
 from sparsify.engine.target import host
 from sparsify.errors import SparsityError
 from sparsify.nn.conv_pattern import ConvPattern, Geometry
-from sparsify.nn.conv_products import ConvProducts, planes, sizes_of
+from sparsify.nn.conv_products import ConvProducts, images, planes, sizes_of
 from sparsify.nn.layer import SparseLayer, checked
+from sparsify.nn.pending import Pending, Todo, plain
 
 Pair = tuple[int, int]
 
@@ -93,6 +95,7 @@ class SparseConv2d(SparseLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """[n, in, h, w] to [n, out, h', w']. Raises SparsityError for other shapes, as torch's layer does."""
+        x = plain(x)
         inputs = self.pattern.shape[1] * self.pattern.groups
         if x.ndim != 4 or x.shape[1] != inputs or min(self.geometry.output(*x.shape[2:])) < 1:
             raise SparsityError(
@@ -102,22 +105,58 @@ class SparseConv2d(SparseLayer):
         if x.dtype == self.weight.dtype == torch.float32 and x.device.type == "cpu" and encoder(host().level):
             if self._products is None:
                 self._products = ConvProducts(self.pattern, self.geometry)
-            result: Tensor = _Convolution.apply(x, self.weight, self.bias, self, self._products)
-            return result
-        return plain(x, self.weight, self.bias, self.pattern, self.geometry)
+            todo = _Todo(x, self, self._products)
+            return todo.pending() if torch.is_grad_enabled() else todo.result()
+        return dense_product(x, self.weight, self.bias, self.pattern, self.geometry)
+
+
+class _Todo(Todo):
+    """A convolution to be done, plus a tensor if there is one."""
+
+    def __init__(self, x: Tensor, layer: SparseConv2d, products: ConvProducts) -> None:
+        super().__init__(x)
+        self.layer, self.products, self.sizes = layer, products, sizes_of(x, products.target)
+        self.weight, self.bias, self.inputs = layer.weight, layer.bias, planes(x.detach(), self.sizes.pitch)
+        start = layer.bias if layer.bias is not None else x.new_zeros(layer.pattern.shape[0])
+        self.stream = products.stream(layer.weight.detach(), start.detach(), self.sizes)
+        self.other: Tensor | None = None  # what is added
+        self.edge: Tensor | None = None  # and what gets its gradient
+        height, width = layer.geometry.output(*x.shape[2:])
+        self.shape = len(x), layer.pattern.shape[0], height, width
+
+    def result(self) -> Tensor:
+        self.check()
+        found: Tensor = _Convolution.apply(self.x, self.weight, self.bias, self.edge, self, False)
+        return found
+
+    def pending(self) -> Tensor:
+        """As `result`, not yet computed."""
+        found: Tensor = _Convolution.apply(self.x, self.weight, self.bias, self.edge, self, True)
+        return found
+
+    def added(self, other: Tensor) -> Tensor | None:
+        value: Tensor = plain(other)
+        alike = value.shape == self.shape and value.dtype == torch.float32 and value.device.type == "cpu"
+        if self.other is not None or not alike or not _is_planes(value, self.sizes.pitch):
+            return None
+        more = copy(self)
+        more.other = value.detach()
+        more.edge = other.token if isinstance(other, Pending) and other.token is not None else value
+        return more.pending()
 
 
 class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layer: SparseConv2d, products: ConvProducts
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, edge: Tensor | None, todo: _Todo, later: bool
     ) -> Tensor:
-        sizes = sizes_of(x, products.target)
-        inputs = planes(x, sizes.pitch)
-        start = bias if bias is not None else x.new_zeros(layer.pattern.shape[0])
-        ctx.save_for_backward(inputs, weight)
-        ctx.layer, ctx.products, ctx.sizes, ctx.batch, ctx.has_bias = layer, products, sizes, len(x), bias is not None
-        return _images(products.forward(inputs, weight, start, sizes), len(x))
+        ctx.save_for_backward(todo.inputs, weight)
+        ctx.layer, ctx.products, ctx.sizes, ctx.batch = todo.layer, todo.products, todo.sizes, len(x)
+        if later:
+            (_, channels, _, width), pitch = todo.shape, todo.sizes.pitch
+            return Pending.of(todo, todo.shape, (1, pitch, width * channels * pitch, channels * pitch))
+        other = None if todo.other is None else planes(todo.other, todo.sizes.pitch)
+        return images(todo.products.forward(todo.inputs, todo.stream, todo.sizes, other), len(x))
 
     @staticmethod
     @once_differentiable
@@ -125,23 +164,23 @@ class _Convolution(torch.autograd.Function):
         (inputs, weight), sizes = ctx.saved_tensors, ctx.sizes
         errors = planes(dy, sizes.pitch)
         if ctx.layer.tape is not None:
-            ctx.layer.tape.append((_images(inputs, ctx.batch), _images(errors, ctx.batch)))
-        dx = _images(ctx.products.input_gradient(errors, weight, sizes), ctx.batch) if ctx.needs_input_grad[0] else None
+            ctx.layer.tape.append((images(inputs, ctx.batch), images(errors, ctx.batch)))
+        dx = images(ctx.products.input_gradient(errors, weight, sizes), ctx.batch) if ctx.needs_input_grad[0] else None
         dw = ctx.products.weight_gradient(inputs, errors, sizes)
-        db = errors.sum((0, 1, 3)) if ctx.has_bias else None
-        return dx, dw, db, None, None
+        db = errors.sum((0, 1, 3)) if ctx.needs_input_grad[2] else None
+        return dx, dw, db, dy if ctx.needs_input_grad[3] else None, None, None
 
 
-def plain(x: Tensor, values: Tensor, bias: Tensor | None, pattern: ConvPattern, geometry: Geometry) -> Tensor:
+def _is_planes(x: Tensor, pitch: int) -> bool:
+    """Whether planes [h, w, c, pitch] of it need no copy."""
+    return len(x) == pitch and x.permute(2, 3, 1, 0).is_contiguous()
+
+
+def dense_product(x: Tensor, values: Tensor, bias: Tensor | None, pattern: ConvPattern, geometry: Geometry) -> Tensor:
     """torch's dense convolution with the kernel that the values stand for: any dtype and device, as large as dense."""
     flat = torch.from_numpy(pattern.flat).to(values.device)
     kernel = values.new_zeros(math.prod(pattern.shape)).index_put((flat,), values).view(pattern.shape)
     return F.conv2d(x, kernel, bias, geometry.stride, geometry.padding, geometry.dilation, pattern.groups)
-
-
-def _images(found: Tensor, batch: int) -> Tensor:
-    """Planes [h, w, c, pitch] as [n, c, h, w]."""
-    return found[..., :batch].permute(3, 2, 0, 1)
 
 
 def _pair(number: int | Pair) -> Pair:

@@ -51,6 +51,13 @@ def planes(x: Tensor, pitch: int) -> Tensor:
     return result
 
 
+def images(planes: Tensor, batch: int) -> Tensor:
+    """Planes [h, w, c, pitch] as [n, c, h, w]: the same memory, but no view, which autograd would not let change."""
+    height, width, channels, pitch = planes.shape
+    shape, strides = (batch, channels, height, width), (1, pitch, width * channels * pitch, channels * pitch)
+    return planes.new_empty(0).set_(planes.untyped_storage(), planes.storage_offset(), shape, strides)
+
+
 class ConvProducts:
     """The three products on one pattern. Keeps no activations; may be used by one thread at a time."""
 
@@ -63,11 +70,14 @@ class ConvProducts:
         self._turned = Entries(column, row, tap, inputs, outputs, geometry.taps)
         self._calls: dict[tuple[str, Sizes], _Call] = {}
 
-    def forward(self, x: Tensor, values: Tensor, bias: Tensor, sizes: Sizes) -> Tensor:
-        """Planes [h, w, in, pitch], [nnz], [out] to planes [h', w', out, pitch]."""
+    def stream(self, values: Tensor, bias: Tensor, sizes: Sizes) -> Tensor:
+        """[nnz] and [out] in the order in which `forward` reads them: a copy, which later changes do not touch."""
+        return torch.cat([values, bias])[self._call("forward", sizes).gather]
+
+    def forward(self, x: Tensor, stream: Tensor, sizes: Sizes, added: Tensor | None = None) -> Tensor:
+        """Planes [h, w, in, pitch] to planes [h', w', out, pitch], to which `added` is added if it is given."""
         y = ACTIVATIONS.empty(*self.geometry.output(sizes.height, sizes.width), self._entries.rows, sizes.pitch)
-        call = self._call("forward", sizes)
-        call.run([x, y, torch.cat([values, bias])[call.gather]])
+        self._call("forward", sizes).run([x, y, stream, *([] if added is None else [added])])
         return y
 
     def input_gradient(self, dy: Tensor, values: Tensor, sizes: Sizes) -> Tensor:
@@ -168,7 +178,7 @@ class _Call:
             first = last
 
     def run(self, tensors: Sequence[Tensor], functions: tuple[int, int] | None = None) -> None:
-        """tensors: x, y and the stream, or x, dy, sums and dw of `functions`."""
+        """tensors: x, y, the stream and what is added to y, if anything is; or x, dy, sums and dw of `functions`."""
         threads = 1 if self._is_small else torch.get_num_threads()
         pieces = self.chunks
         if functions is not None:
@@ -180,5 +190,6 @@ class _Call:
             self._constants[-2] = self._shares.ctypes.data
             pieces = self.chunks * shares
         self._task[:2] = 0, pieces
+        self._buffers[:] = 0
         self._buffers[: len(tensors)] = [tensor.data_ptr() for tensor in tensors]
         team.run(self._share, self._task.ctypes.data, threads)

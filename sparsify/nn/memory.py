@@ -35,7 +35,7 @@ class Pool:
             if self._requests % self._lasts == 0:
                 self._forget()
             kept = self._kept[size]
-            place = next((i for i, (storage, _) in enumerate(kept) if _is_free(storage)), None)
+            place = next((i for i, (storage, _) in enumerate(kept) if is_free(storage)), None)
             storage = torch.UntypedStorage(size) if place is None else kept.pop(place)[0]
             kept.append((storage, self._requests))
             return torch.empty(0).set_(storage, 0, shape)  # type: ignore[call-overload]
@@ -46,7 +46,8 @@ class Pool:
             self._kept[size] = [(storage, last) for storage, last in kept if last > oldest]
 
 
-def _is_free(storage: torch.UntypedStorage) -> bool:
+def is_free(storage: torch.UntypedStorage) -> bool:
+    """Whether this object alone still knows the storage."""
     return int(torch._C._storage_Use_Count(storage._cdata)) == 1
 
 

@@ -6,19 +6,18 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from sparsify.engine.library import Library, library
 from sparsify.engine.target import host
 from sparsify.nn import kernels, team
+from sparsify.nn.conv_products import images
 from sparsify.nn.memory import ACTIVATIONS
+from sparsify.nn.pending import Pending, Todo, plain
 
 Numbers = np.ndarray[Any, np.dtype[np.float64]]
 _CHUNKS = 16  # of positions, each with sums of its own
-_RELU = {F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
-_LOOKS = {getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "ndim")} | {Tensor.size, Tensor.dim}
 
 
 class PlanesBatchNorm2d(nn.BatchNorm2d):
@@ -44,6 +43,7 @@ class PlanesBatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """[n, c, h, w] to the same shape."""
+        given, x = x, plain(x)
         if self.weight is None or self.bias is None or self.running_mean is None or not _fits(x, self.weight):
             return super().forward(x)
         if self.training:
@@ -53,7 +53,7 @@ class PlanesBatchNorm2d(nn.BatchNorm2d):
         else:
             assert self.running_var is not None
             mean, variance = (_wide(statistic) for statistic in (self.running_mean, self.running_var))
-        return _Todo(x, self.weight, self.bias, mean, 1 / np.sqrt(variance + self.eps)).pending()
+        return _Todo(given, x, self.weight, self.bias, mean, 1 / np.sqrt(variance + self.eps)).pending()
 
     def _statistics(self, x: Tensor) -> tuple[Numbers, Numbers]:
         """Mean and variance of each channel, [c], after the running ones have moved towards them."""
@@ -67,96 +67,78 @@ class PlanesBatchNorm2d(nn.BatchNorm2d):
         return mean, variance
 
 
-class Pending(Tensor):
-    """The output of a normalisation, computed when it is known whether a ReLU takes it: then in one pass with that.
-
-    Every other function of torch gets the plain tensor in its place. The graph of derivatives goes through it all the
-    same, for what autograd is told without a function of torch.
-    """
-
-    todo: _Todo
-    done: Tensor | None = None  # what an operation in place made of it
-
-    @classmethod
-    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        first, kwargs = (args[0] if args else None), kwargs or {}
-        if isinstance(first, Pending) and function in _LOOKS:
-            with torch._C.DisableTorchFunctionSubclass():
-                return function(*args, **kwargs)
-        if isinstance(first, Pending) and first.done is None and function in _RELU:
-            result = first.todo.result(rectified=True)
-            if kwargs.get("inplace") or function in (F.relu_, torch.relu_, Tensor.relu_) or args[1:] == (True,):
-                first.done = result
-            return result
-        return function(*map(_plain, args), **{key: _plain(value) for key, value in kwargs.items()})
-
-    @classmethod
-    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
-        """Only operations that are asked for beneath torch's functions come here; they see no derivatives."""
-        with torch.no_grad():
-            return function(*map(_plain, args), **{key: _plain(value) for key, value in (kwargs or {}).items()})
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, (list, tuple)):
-        return type(value)(map(_plain, value))
-    if isinstance(value, Pending):
-        if value.done is None:
-            value.done = value.todo.result(rectified=False)
-        return value.done
-    return value
-
-
-class _Todo:
+class _Todo(Todo):
     """A normalisation to be done."""
 
-    def __init__(self, x: Tensor, weight: Tensor, bias: Tensor, mean: Numbers, slope: Numbers) -> None:
-        """x: [n, c, h, w] whose memory is planes; all others: [c], and y = (x - mean) slope weight + bias."""
-        self.x, self.weight, self.bias, self.mean, self.slope = x, weight, bias, mean, slope
+    def __init__(self, given: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Numbers, slope: Numbers) -> None:
+        """x: [n, c, h, w] in planes, `given` as it was given; all others [c]. y = (x - mean) slope weight + bias."""
+        super().__init__(x)
+        self._given, self._weight, self._bias = given, weight, bias
+        self.mean, self.slope, self.scale = mean, slope, _wide(weight) * slope
+        # y = line[0] x + line[1]; what happens to the weight until then does not matter
+        self.line = np.stack([self.scale, _wide(bias) - mean * self.scale]).astype(np.float32)
 
-    def result(self, rectified: bool) -> Tensor:
-        found: Tensor = _Normalise.apply(self.x, self.weight, self.bias, self, 0.0 if rectified else -np.inf, False)
-        return found
+    def result(self) -> Tensor:
+        return self._result(-np.inf)
+
+    def rectified(self) -> Tensor:
+        return self._result(0.0)
 
     def pending(self) -> Tensor:
         """As `result`, not yet computed."""
-        found: Tensor = _Normalise.apply(self.x, self.weight, self.bias, self, -np.inf, True)
+        found: Tensor = _Normalise.apply(self.x, self._weight, self._bias, self, -np.inf, True)
+        return found
+
+    def _result(self, floor: float) -> Tensor:
+        self.check()
+        found: Tensor
+        found, token = _Normalise.apply(self.x, self._weight, self._bias, self, floor, False)
+        if isinstance(self._given, Pending):
+            self._given.token = token
         return found
 
 
 class _Normalise(torch.autograd.Function):
+    """Its second output stands for x in sums behind it: what comes back to it is added to x's gradient."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, todo: _Todo, floor: float, later: bool) -> Tensor:
-        scale = _wide(weight) * todo.slope
-        line = np.stack([scale, _wide(bias) - todo.mean * scale]).astype(np.float32)  # y = line[0] x + line[1]
-        ctx.save_for_backward(x, weight)
-        ctx.line = line
-        ctx.todo, ctx.floor = todo, floor
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, todo: _Todo, floor: float, later: bool
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        ctx.save_for_backward(x)
+        ctx.set_materialize_grads(False)
+        ctx.line, ctx.mean, ctx.slope, ctx.scale, ctx.floor = todo.line, todo.mean, todo.slope, todo.scale, floor
         if later:
-            made: Any = Tensor._make_wrapper_subclass(Pending, x.shape, strides=x.stride(), dtype=x.dtype)
-            made.todo = todo
-            return made
+            return Pending.of(todo, x.shape, x.stride())
         y = _empty_like(x)
-        _run("apply", x, floor, [x, line, y])
-        return y
+        _run("apply", x, floor, [x, ctx.line, y])
+        return y, torch.empty_strided(x.shape, (0, 0, 0, 0))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        (x, weight), line = ctx.saved_tensors, ctx.line
-        mean, slope, channels = ctx.todo.mean, ctx.todo.slope, x.shape[1]
-        dy = _empty_like(x).copy_(dy) if dy.stride() != x.stride() else dy
+    def backward(ctx: Any, dy: Tensor | None, through: Tensor | None = None) -> tuple[Tensor | None, ...]:
+        if dy is None:
+            return through, *[None] * 5
+        (x,), line, mean, slope, scale = ctx.saved_tensors, ctx.line, ctx.mean, ctx.slope, ctx.scale
+        channels = x.shape[1]
+        dy = _in_order(dy, x)
         sums = np.zeros((_CHUNKS, 2, channels, host().width), np.float32)
         _run("back_sums", x, ctx.floor, [x, dy, np.concatenate([line, mean[None]]).astype(np.float32), sums])
         total, product = sums.sum((0, 3), np.float64)
-        scale, count = _wide(weight) * slope, x.numel() // channels
+        count = x.numel() // channels
         part = -scale * slope * slope * product / count
         constant = -scale * total / count - part * mean
-        dx = _empty_like(x)
-        _run(
-            "back_apply", x, ctx.floor, [x, dy, np.concatenate([line, [scale, part, constant]]).astype(np.float32), dx]
-        )
-        return dx, _narrow(product * slope), _narrow(total), None, None, None
+        lines, dx = np.concatenate([line, [scale, part, constant]]).astype(np.float32), _empty_like(x)
+        if through is None:
+            _run("back_apply", x, ctx.floor, [x, dy, lines, dx])
+        else:
+            _run("back_apply_add", x, ctx.floor, [x, dy, lines, dx, _in_order(through, x)])
+        return dx, _narrow(product * slope), _narrow(total), *[None] * 3
+
+
+def _in_order(dy: Tensor, x: Tensor) -> Tensor:
+    """dy in x's order of memory."""
+    return dy if dy.stride() == x.stride() else _empty_like(x).copy_(dy)
 
 
 def statistics(planes: Tensor) -> tuple[Numbers, Numbers]:
@@ -180,7 +162,7 @@ def _narrow(numbers: Numbers) -> Tensor:
 def _empty_like(x: Tensor) -> Tensor:
     """[n, c, h, w] whose memory is planes."""
     n, channels, height, width = x.shape
-    return ACTIVATIONS.empty(height, width, channels, n).permute(3, 2, 0, 1)
+    return images(ACTIVATIONS.empty(height, width, channels, n), n)
 
 
 def _fits(x: Tensor, weight: Tensor) -> bool:

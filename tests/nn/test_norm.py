@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsify.engine.target import host
-from sparsify.nn.norm import Pending, PlanesBatchNorm2d
+from sparsify.nn.norm import PlanesBatchNorm2d
+from sparsify.nn.pending import Pending
 
 BATCH = 2 * host().width
 

@@ -15,7 +15,7 @@ from torch import nn
 from sparsify.engine.target import host, named
 from sparsify.errors import SparsityError
 from sparsify.nn import SparseConv2d, conv_products
-from sparsify.nn.conv import plain
+from sparsify.nn.conv import dense_product
 from sparsify.nn.conv_pattern import ConvPattern, Geometry
 from sparsify.nn.conv_products import ConvProducts, planes, sizes_of
 
@@ -80,7 +80,8 @@ def test_all_three_products_are_those_of_plain_loops(
         torch.tensor(values),
     )
     terms = inner * math.prod(kernel)
-    forward = products.forward(xs, w, torch.from_numpy(bias), sizes)
+    stream = products.stream(w, torch.from_numpy(bias), sizes)
+    forward = products.forward(xs, stream, sizes)
     assert_close(forward[..., :batch].permute(3, 2, 0, 1), y, terms)
     assert_close(products.input_gradient(errors, w, sizes)[..., :batch].permute(3, 2, 0, 1), dx, terms * out)
     assert_close(products.weight_gradient(xs, errors, sizes), dw, dy[:, 0].size)
@@ -99,7 +100,8 @@ def test_many_non_zeros_are_cut_into_parts(monkeypatch):
         sizes = sizes_of(torch.from_numpy(x), products.target)
         xs, errors = (planes(torch.from_numpy(a), sizes.pitch) for a in (x, dy))
         y, dx, dw = loops(pattern, geometry, values, x, dy, bias)
-        found = products.forward(xs, torch.from_numpy(values), torch.from_numpy(bias), sizes)
+        stream = products.stream(torch.from_numpy(values), torch.from_numpy(bias), sizes)
+        found = products.forward(xs, stream, sizes)
         assert_close(found.permute(3, 2, 0, 1), y, 720)
         assert_close(products.input_gradient(errors, torch.from_numpy(values), sizes).permute(3, 2, 0, 1), dx, 576)
         assert_close(products.weight_gradient(xs, errors, sizes), dw, 16 * 12)
@@ -111,7 +113,7 @@ def test_gradients_of_the_plain_products_are_numerical_derivatives():
     x = torch.randn(2, 3, 5, 4, dtype=torch.float64, requires_grad=True)
     values = torch.randn(20, dtype=torch.float64, requires_grad=True)
     bias = torch.randn(4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda *given: plain(*given, pattern, geometry), (x, values, bias))
+    assert torch.autograd.gradcheck(lambda *given: dense_product(*given, pattern, geometry), (x, values, bias))
 
 
 @pytest.mark.parametrize("batch", [1, 16, 20])

@@ -22,13 +22,13 @@ def emit(module: Module) -> None:
 def _sums(module: Module) -> None:
     """void f(buffers, constants, piece): one chunk of positions, tile by tile, each by all functions in turn.
 
-    buffers: x, y, stream.  constants: parameters (functions, tiles, tiles of a chunk, bytes of a position of
-    y, of its sources), records, sources, code, tiles (first position, positions).
+    buffers: x, y, stream, and what is added to y or 0.  constants: parameters (functions, tiles, tiles of a chunk,
+    bytes of a position of y, of its sources), records, sources, code, tiles (first position, positions).
     """
     body = Body(module, "sparsify_conv_sums")
     b = body.builder
     buffers, constants, chunk = body.arguments
-    x, y, stream = (body.pointer(buffers, i) for i in range(3))
+    x, y, stream, added = (body.pointer(buffers, i) for i in range(4))
     parameters, records, sources, code, tiles = (body.pointer(constants, i) for i in range(5))
     functions, all_tiles, chunked, step, row = body.numbers(parameters, 5)
     begin = b.mul(chunk, chunked)
@@ -43,6 +43,11 @@ def _sums(module: Module) -> None:
             _fetch(body, body.bytes(stream, stream_at), length)
             arguments = [x, body.bytes(here, plane_at), body.bytes(stream, stream_at), table, count]
             body.call(body.bytes(code, code_at), _TYPE, arguments)
+        with b.if_then(b.icmp_unsigned("!=", b.ptrtoint(added, I64), body.const(0))):
+            there = body.bytes(added, b.mul(first, step))
+            with body.loop(0, b.udiv(b.mul(count, step), body.const(4 * module.width))) as vector:
+                total = b.fadd(body.vector(here, vector.index), body.vector(there, vector.index))
+                body.store(total, here, vector.index)
     body.done()
 
 

@@ -16,7 +16,7 @@ from sparsify.engine.ir import F32, Body, Loop, Module
 
 
 def emit(module: Module) -> None:
-    """sparsify_norm_sums, _apply, _back_sums and _back_apply.
+    """sparsify_norm_sums, _apply, _back_sums, _back_apply and _back_apply_add.
 
     void f(buffers, constants, chunk): a chunk of the positions. constants: int64 [4] of positions, positions of a
     chunk, channels, vectors; and floor in the first half of a fifth.
@@ -24,7 +24,8 @@ def emit(module: Module) -> None:
     _sums(module)
     _apply(module)
     _back_sums(module)
-    _back_apply(module)
+    _back_apply(module, "back_apply", False)
+    _back_apply(module, "back_apply_add", True)
 
 
 class _Walk:
@@ -116,9 +117,9 @@ def _back_sums(module: Module) -> None:
     body.done()
 
 
-def _back_apply(module: Module) -> None:
-    """buffers: x, dy, [scale, shift, of the gradient, of x, constant], dx."""
-    walk = _Walk(module, "back_apply", 4)
+def _back_apply(module: Module, name: str, adds: bool) -> None:
+    """buffers: x, dy, [scale, shift, of the gradient, of x, constant], dx and, if it adds, what is added to dx."""
+    walk = _Walk(module, name, 5 if adds else 4)
     body, b = walk.body, walk.body.builder
     with walk.channel_of_each_position() as (channel, first):
         scale, shift, slope, part, constant = walk.coefficients(2, channel, 5)
@@ -126,5 +127,6 @@ def _back_apply(module: Module) -> None:
             here = b.add(first, v.index)
             x = walk.load(0, here)
             passed = _passed(walk, x, walk.load(1, here), scale, shift)
-            walk.store(body.fma(passed, slope, body.fma(x, part, constant)), 3, here)
+            dx = body.fma(passed, slope, body.fma(x, part, constant))
+            walk.store(b.fadd(dx, walk.load(4, here)) if adds else dx, 3, here)
     body.done()
