@@ -21,6 +21,7 @@ from sparsify.nn.memory import ACTIVATIONS
 
 _TILE = {"sums": 4, "products": 1}  # positions that one function goes over before the next one does
 _NEAR = 640 << 10  # bytes of input that a strip of the image is as wide as to read again and again
+_FETCHED = 6 << 20  # bytes of planes from which on a core's caches do not hold them and the next ones are fetched early
 _CHUNKS = 8  # of positions, shared out over threads
 _SUMS = 1 << 20  # bytes of sums of the weight gradient that exist at a time
 _ALONE = 200_000  # multiply-adds of a product that one thread does sooner than two could meet
@@ -154,7 +155,8 @@ class _Call:
         self._starts = (
             np.append(program.records[:, 2] // self._lane, owner.pattern.count) if kind == "products" else None
         )
-        numbers = [len(program.records), len(tiles), -(-len(tiles) // self.chunks), step, taps * 8, 0, 0, 1]
+        fetches = int(positions * step >= _FETCHED)
+        numbers = [len(program.records), len(tiles), -(-len(tiles) // self.chunks), step, taps * 8, 0, 0, 1, fetches]
         self._parameters, self._shares = np.array(numbers, np.int64), np.zeros(1, np.int64)
         self._arrays = [self._parameters, np.ascontiguousarray(program.records), table]
         self._code = Code(program.code)
@@ -186,7 +188,7 @@ class _Call:
             shares = -(-threads // self.chunks)  # where chunks are too few, threads share out the functions
             first, last = self._starts[functions[0]], self._starts[functions[1]]
             self._shares = np.searchsorted(self._starts, np.linspace(first, last, shares + 1))
-            self._parameters[-3:] = last - first, first, shares
+            self._parameters[5:8] = last - first, first, shares
             self._constants[-2] = self._shares.ctypes.data
             pieces = self.chunks * shares
         self._task[:2] = 0, pieces

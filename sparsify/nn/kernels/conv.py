@@ -1,6 +1,7 @@
 """Walks of the functions of `nn/conv_code.py` over the positions of an image.
 
-Code is fetched before it is run: by itself a core fetches instructions from memory one line at a time.
+Code is fetched before it is run: by itself a core fetches instructions from memory one line at a time. In `products`
+the planes of the next tile are fetched too, some with every function, so that never too many are on the way.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from llvmlite import ir
 
 from sparsify.engine.ir import F32, I64, POINTER, Body, Module
+from sparsify.engine.memory import LINE
 from sparsify.nn.kernels._reduce import transposed_sums
 
 _TYPE = ir.FunctionType(ir.VoidType(), [POINTER, POINTER, POINTER, POINTER, I64])
@@ -55,7 +57,8 @@ def _products(module: Module) -> None:
     """void f(buffers, constants, piece): one chunk of positions, tile by tile, each by a share of the functions.
 
     buffers: x, dy, sums [chunks, nnz, lanes], dw [chunks, nnz]; what these begin with does not matter.  constants:
-    parameters as above, with the non-zeros, those before the first function, and the number of shares behind them;
+    parameters as above, with the non-zeros, those before the first function, the number of shares, and 1 where the
+    next tile is fetched while one is worked on or 0 behind them;
     records, sources, code, tiles; shares, where each share's functions begin; starts, where a function's non-zeros do.
     """
     body = Body(module, "sparsify_conv_products")
@@ -63,7 +66,7 @@ def _products(module: Module) -> None:
     buffers, constants, piece = body.arguments
     x, dy, sums, dw = (body.pointer(buffers, i) for i in range(4))
     parameters, records, sources, code, tiles, shares, starts = (body.pointer(constants, i) for i in range(7))
-    _, all_tiles, chunked, step, row, nonzeros, before, count_shares = body.numbers(parameters, 8)
+    _, all_tiles, chunked, step, row, nonzeros, before, count_shares, fetches = body.numbers(parameters, 9)
     chunk, share = b.udiv(piece, count_shares), b.urem(piece, count_shares)
     edges = [body.load(shares, b.add(share, body.const(i)), I64, align=8) for i in (0, 1)]
     begin = b.mul(chunk, chunked)
@@ -79,7 +82,18 @@ def _products(module: Module) -> None:
     with body.loop(begin, end) as tile:
         position, count = body.numbers(body.at(tiles, b.mul(tile.index, body.const(2)), I64), 2)
         here, table = body.bytes(dy, b.mul(position, step)), body.bytes(sources, b.mul(position, row))
+        later = body.smaller(b.add(tile.index, body.const(1)), b.sub(end, body.const(1)))
+        following = body.load(tiles, b.mul(later, body.const(2)), I64, align=8)
+        tap = b.sub(b.mul(b.add(following, body.const(1)), row), body.const(8))  # the last, whose row is new
+        ahead = body.bytes(x, body.at_least(body.load(body.bytes(sources, tap), 0, I64, align=8), 0))
+        beside = body.bytes(dy, b.mul(following, step))
+        each = body.at_least(b.mul(b.sub(edges[1], edges[0]), body.const(LINE)), LINE)
+        lines = b.mul(b.add(b.udiv(step, each), body.const(1)), fetches)  # of each function
         with body.loop(*edges) as function:
+            begun = b.mul(b.sub(function.index, edges[0]), lines)
+            with body.loop(begun, b.add(begun, lines)) as line:
+                for plane in (ahead, beside):
+                    body.prefetch(body.bytes(plane, b.mul(line.index, body.const(LINE))), 1)
             code_at, _, sums_at = body.numbers(body.at(records, b.mul(function.index, body.const(5)), I64), 3)
             body.call(body.bytes(code, code_at), _TYPE, [x, here, body.bytes(own, sums_at), table, count])
     with body.loop(first, last, wide) as group:
