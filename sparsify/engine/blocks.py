@@ -17,14 +17,16 @@ from dataclasses import dataclass
 import numpy as np
 from llvmlite import ir
 
-from sparsify.engine.encode import R10, RAX, Encoder, fetch
+from sparsify.engine.encode import R10, RAX, RBP, RBX, Encoder, fetch, soon
 from sparsify.engine.ir import I64, POINTER
 from sparsify.engine.program import Epilogue
 
 TYPE = ir.FunctionType(ir.VoidType(), [POINTER, POINTER, POINTER, POINTER, I64, POINTER])
 STREAM_HEAD = 16  # floats before the bias
+_LINE = 64  # bytes
 _LOCATE = bytes.fromhex("4863014801f84c6351044901f2")  # rax = input, r10 = output + the table's offsets
 _RESIDUAL = bytes.fromhex("486341044c01c8")  # rax = residual + the table's output offset
+_SAVE, _RESTORE = b"\x53\x55", b"\x5d\x5b"  # rbx and rbp
 _NEXT = bytes.fromhex("4883c11049ffc8")  # next position, one fewer to go
 _RETURN = b"\xc5\xf8\x77\xc3"  # vzeroupper; ret
 
@@ -62,11 +64,17 @@ def stream(strip: Sequence[Rows], bias: np.ndarray, epilogue: Epilogue) -> np.nd
 
 
 def straight(
-    strip: Sequence[Rows], encoder: Encoder, channel: int, epilogue: Epilogue, part: Part | None = None, ahead: int = 0
-) -> bytes:
+    strip: Sequence[Rows], encoder: Encoder, channel: int, epilogue: Epilogue, part: Part | None = None,
+    ahead: int = 0, turns: int = 1,
+) -> bytes:  # fmt: skip
     """The code of one strip of blocks, or a part of it: at each vector of positions one block comes after the
     other, so that what they read is fetched from the second-level cache once. `channel`: floats from one output
-    row's plane to the next; `ahead`: bytes from here to outputs that are worth fetching already, 0 for none."""
+    row's plane to the next; `ahead`: bytes from here to outputs that are worth fetching already, 0 for none.
+
+    Meanwhile what lies behind its code and its stream, as much as they are long, comes into the second-level cache,
+    spread over `turns` vectors: those are the next strip's. A core fetches instructions from further away one line at
+    a time, many times slower than it runs them, and more than a few fetches in a row hold it up.
+    """
     part = part or Part()
     rest = Epilogue(
         epilogue.residual if part.first else None,
@@ -75,7 +83,11 @@ def straight(
     )
     body, index = [encoder.turn()], STREAM_HEAD
     bias = STREAM_HEAD + sum(len(block.value) for block in strip)
-    for block in strip:
+    length = 4 * (bias + sum(block.count for block in strip))
+    sizes = (sum(_length(block, encoder) for block in strip), length)
+    lines = [1 + size // (_LINE * turns) for size in sizes]
+    hints = np.concatenate([soon(base, np.arange(n) * _LINE) for base, n in zip((RBX, RBP), lines, strict=True)])
+    for block, mine in zip(strip, np.array_split(hints, len(strip)), strict=True):
         accumulators = np.arange(block.count)
         there = (block.first + accumulators) * channel * 4
         body += [
@@ -86,37 +98,60 @@ def straight(
                 else encoder.load(accumulators, R10, there)
             ).tobytes(),
             fetch(R10, there + ahead).tobytes() if ahead and part.first else b"",
-            _products(block, encoder, index).tobytes(),
+            _products(block, encoder, index, mine).tobytes(),
             finish(there, encoder, rest),
         ]
         index += len(block.value)
-    return loop(b"".join(body))
+    return _loop(b"".join(body), length, lines)
 
 
-def loop(body: bytes) -> bytes:
-    """A block function whose turns are `body`."""
-    back = -(len(body) + len(_NEXT) + 6)
-    return b"\x49\x89\xd3" + body + _NEXT + b"\x0f\x85" + back.to_bytes(4, "little", signed=True) + _RETURN
+def _loop(body: bytes, stream: int, lines: Sequence[int]) -> bytes:
+    """A block function whose turns are `body`. rbx begins where its code ends and rbp where its stream, of so many
+    bytes, does; each turn moves them on by so many lines."""
+    moves = [code + _four(count * _LINE) for code, count in zip((b"\x48\x81\xc3", b"\x48\x81\xc5"), lines, strict=True)]
+    turn = b"".join((body, *moves, _NEXT))
+    turn += b"\x0f\x85" + _four(-len(turn) - 6)
+    begin = b"\x49\x89\xd3" + b"\x48\x8d\xaa" + _four(stream) + b"\x48\x8d\x1d" + _four(len(turn))
+    return _SAVE + begin + turn + _RESTORE + _RETURN
 
 
-def _products(rows: Rows, encoder: Encoder, first: int) -> np.ndarray:
-    """Loads, multiplications and steps of the stream pointer, in order: uint8 [bytes]."""
+def _four(number: int) -> bytes:
+    return number.to_bytes(4, "little", signed=True)
+
+
+def _opens(rows: Rows) -> np.ndarray:
+    """Whether a non-zero is its column's first: bool [nnz]."""
+    return np.concatenate([[True], rows.shift[1:] != rows.shift[:-1]])[: len(rows.shift)]
+
+
+def _length(rows: Rows, encoder: Encoder) -> int:
+    """Bytes of a block's loads and multiplications."""
+    product, load = encoder.fma(0, 0, 0).shape[1], encoder.load(0, RAX, 0).shape[1]
+    return len(rows.value) * product + int(_opens(rows).sum()) * load
+
+
+def _products(rows: Rows, encoder: Encoder, first: int, hints: np.ndarray) -> np.ndarray:
+    """Loads, multiplications and steps of the stream pointer, in order, `hints` spread among them: uint8 [bytes]."""
     if not len(rows.value):
         return np.zeros(0, np.uint8)
-    opens = np.concatenate([[True], rows.shift[1:] != rows.shift[:-1]])
+    opens = _opens(rows)
     inputs = np.array(encoder.inputs)[(np.cumsum(opens) - 1) % len(encoder.inputs)]
     index = first + np.arange(len(rows.value))
     steps = index % encoder.stream_step == 0
+    hints = hints[: len(index)]
+    hinted = np.zeros(len(index), bool)
+    hinted[np.arange(len(hints)) * len(index) // max(1, len(hints))] = True
     loads = encoder.load(inputs[opens], RAX, rows.shift[opens] * 4)
     products = encoder.fma(rows.row, inputs, index)
     step = encoder.advance()
-    length, load, move = products.shape[1], loads.shape[1], step.shape[1]
-    end = np.cumsum(length + load * opens + move * steps)
+    length, load, move, hint = products.shape[1], loads.shape[1], step.shape[1], hints.shape[1]
+    end = np.cumsum(length + load * opens + move * steps + hint * hinted)
     code = np.zeros(end[-1], np.uint8)
     start = end - length
     _put(code, start, products)
     _put(code, start[opens] - load, loads)
     _put(code, (start - load * opens - move)[steps], np.repeat(step, steps.sum(), axis=0))
+    _put(code, (start - load * opens - move * steps - hint)[hinted], hints)
     return code
 
 

@@ -2,7 +2,7 @@
 
 Registers of a block function (System V calling convention):
 
-    rdi input  rsi output  rdx stream  rcx positions  r8 count  r9 residual  rax, r10, r11 temporaries
+    rdi input  rsi output  rdx stream  rcx positions  r8 count  r9 residual  rax, rbx, rbp, r10, r11 temporaries
 
 Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2, sections 2.3 (VEX) and 2.7
 (EVEX), and AMD64 Architecture Programmer's Manual, volume 4.
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 Numbers = np.ndarray | int
-RAX, RDX, R10, R11 = 0, 2, 10, 11
+RAX, RDX, RBX, RBP, R10, R11 = 0, 2, 3, 5, 10, 11
 _MAP_0F, _MAP_0F38 = 1, 2
 _NONE, _66 = 0, 1  # the legacy prefix that VEX and EVEX fold in
 
@@ -40,6 +40,11 @@ def _modrm(register: Numbers, base: int, mode: int) -> Numbers:
 def fetch(base: int, displacement: Numbers) -> np.ndarray:
     """Bring a line that will be written into the first-level cache (prefetchw); `base` is r8 to r15."""
     return _rows(0x41, 0x0F, 0x0D, _modrm(1, base, 2), *_disp32(displacement))
+
+
+def soon(base: int, displacement: Numbers) -> np.ndarray:
+    """Bring a line into the second-level cache (prefetcht1); `base` is rbx or rbp."""
+    return _rows(0x0F, 0x18, _modrm(2, base, 2), *_disp32(displacement))
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,8 @@ from sparsify.engine.sliding import Reach, as_images, has_few_taps, is_direct, r
 from sparsify.engine.target import Target
 from sparsify.engine.tuning import Tuning
 
+_WIDER = 1.01  # times the vectors, for lines that threads do not share
+
 
 def lanes_for(images: int, width: int) -> int:
     """Images side by side in a vector: its width where the batch nearly fills whole vectors, else 1."""
@@ -102,12 +104,24 @@ class _Class:
 
     pitch: int = 0
     rows: int = 0
+    height: int = 0  # rows without a border
     edge: Reach = field(default_factory=Reach)
 
     def grow(self, shape: Shape, edge: Reach, phases: tuple[int, int] = (1, 1)) -> None:
         rows, columns = -(-shape[2] // phases[0]), -(-shape[3] // phases[1])
         self.pitch = max(self.pitch, columns + max(edge.left, edge.right))
         self.rows = max(self.rows, rows + max(edge.top, edge.bottom))
+        self.height = max(self.height, rows)
+
+    def widen(self) -> None:
+        """Let the lower half of an image begin on a cache line, where a longer pitch makes next to no more vectors:
+        two threads that share an image then write to no line together."""
+        least = self.height * self.pitch
+        for pitch in range(self.pitch, self.pitch + LINE):
+            whole = self.height % 2 == 0 and self.height // 2 * pitch % LINE == 0
+            if whole and up(self.height * pitch, LINE) <= _WIDER * up(least, LINE):
+                self.pitch = pitch
+                break
 
     def reaches(self, edge: Reach) -> None:
         old = self.edge
@@ -153,6 +167,9 @@ def assign_layouts(program: Program, target: Target, tuning: Tuning) -> dict[str
     for op in sliding:
         if isinstance(op, Convolution | Pool):
             _require(op, shapes, lanes, classes, needs)  # type: ignore[arg-type]
+    for name, need in needs.items():
+        if lanes[name] == shapes[name][0] == 1:  # type: ignore[index]
+            need.widen()
     layouts: dict[str, Planes | None] = dict.fromkeys(program.values)
     for name in lanes:
         if program.values[name].dtype == "float32":

@@ -31,8 +31,8 @@ class Layer:
 class Blocked:
     """Compiled blocks: their code, their streams and, for each, where it finds both.
 
-    records: int64 [blocks * parts, 5] of code, stream and output plane offset, code and stream length, all
-    bytes. The parts of a block run one after the other; in between its sums wait in the output.
+    records: int64 [blocks * parts, 3] of code, stream and output plane offset, all bytes. The parts of a block run
+    one after the other; in between its sums wait in the output.
     """
 
     code: bytes

@@ -11,6 +11,9 @@ from sparsify.engine.kernels.copy import copy_stage
 from sparsify.engine.layout import LINE, Planes, up
 from sparsify.engine.library import library
 from sparsify.engine.memory import aligned
+from sparsify.engine.plan import assign_layouts
+from sparsify.engine.program import Convolution, Program, Value
+from sparsify.engine.tuning import Tuning
 from tests.engine.cases import levels, target
 
 
@@ -66,6 +69,18 @@ def test_copy_is_what_the_definition_says(case, level):
         run(buffers.ctypes.data, constants.ctypes.data, tile)
     np.testing.assert_array_equal(inside, after.pack(array) if after else array.ravel())
     assert (result[:guard] == 7).all() and (result[-guard:] == 7).all(), "wrote outside the buffer"
+
+
+@pytest.mark.parametrize("size", [14, 112, 28])
+def test_halves_of_an_image_share_a_line_only_to_save_vectors(size):
+    value = {name: Value(name, (1, 1, size, size)) for name in "xy"}
+    layer = Convolution("x", "y", np.ones((1, 1, 3, 3), np.float32), np.zeros(1, np.float32), padding=(1, 1, 1, 1))
+    program = Program((value["x"],), ("y",), (layer,), value)
+    input = assign_layouts(program, target("generic"), Tuning())["x"]
+    least = up(size * (size + 1), LINE)  # with one position between rows
+    apart = size // 2 * input.pitch % LINE == 0
+    assert apart == (size != 28)
+    assert up(size * input.pitch, LINE) <= 1.01 * least
 
 
 def test_channels_do_not_fall_into_the_same_sets():
