@@ -13,9 +13,9 @@ import numpy as np
 from sparsify.engine.batches import Batches, part_size, resized
 from sparsify.engine.choose import choose
 from sparsify.engine.executable import Executable
-from sparsify.engine.groups import Step
+from sparsify.engine.groups import Step, kept
 from sparsify.engine.kernels.copy import copy_stage
-from sparsify.engine.memory import give_back
+from sparsify.engine.memory import Weights, give_back
 from sparsify.engine.numpy_ops import compute
 from sparsify.engine.plan import assign_layouts
 from sparsify.engine.program import Operation, Program, Rearrange, reads, writes
@@ -30,6 +30,7 @@ class _Lowering:
     def __init__(self, program: Program, context: Context) -> None:
         self.program, self.context = program, context
         self.steps: list[Step] = []
+        self.weights = Weights()
         self._there: dict[str, list[Layout]] = {
             name: [None] for name in (*program.constants, *(value.name for value in program.inputs))
         }
@@ -45,7 +46,7 @@ class _Lowering:
             self.bring(root, None)  # its planes are of another shape
             return self.bring(value, layout)
         origin = None if None in have else next(h for h in have if h is None or h.phases == (1, 1))
-        stage = copy_stage(root, self.program.values[value].shape, origin, layout)
+        stage = kept(copy_stage(root, self.program.values[value].shape, origin, layout), self.weights)
         self.steps.append(Step("copy", "", stage, ((root, origin),), ((root, layout),)))
         have.append(layout)
 
@@ -53,7 +54,8 @@ class _Lowering:
         """The steps of one operation; none for a reshape, but for one that writes an output."""
         if self._is_name(operation):
             return
-        stage = choose(operation, self.context) or _python(operation, self.program)
+        chosen = choose(operation, self.context)
+        stage = kept(chosen, self.weights) if chosen is not None else _python(operation, self.program)
         layouts = stage.layouts if isinstance(stage, Stage) else {}
         inputs = tuple((self._same.get(name, name), layouts.get(name)) for name in stage.reads)
         outputs = tuple((name, layouts.get(name)) for name in stage.writes)
@@ -126,7 +128,7 @@ def _compile(
     for name in program.outputs:
         lowering.bring(name, None)
     give_back()
-    executable = Executable(program, lowering.steps, target, threads, tuning)
+    executable = Executable(program, lowering.steps, lowering.weights, target, threads, tuning)
     del lowering
     give_back()
     return executable

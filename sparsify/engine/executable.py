@@ -12,7 +12,7 @@ import numpy as np
 from sparsify.engine.bands import Visit, visits
 from sparsify.engine.groups import Group, Step, moving, settled
 from sparsify.engine.library import library
-from sparsify.engine.memory import Arena, Code, aligned, lines
+from sparsify.engine.memory import Code, Weights, aligned
 from sparsify.engine.memory_plan import MemoryPlan, Place
 from sparsify.engine.program import Program, Value
 from sparsify.engine.runtime import Job, Record, pool, release_with
@@ -40,8 +40,9 @@ class Executable:
     """Runs a program on arrays of the shapes that it was compiled for. May be shared by threads."""
 
     def __init__(
-        self, program: Program, steps: Sequence[Step], target: Target, threads: int, tuning: Tuning
-    ) -> None:  # fmt: skip
+        self, program: Program, steps: Sequence[Step], weights: Weights, target: Target, threads: int, tuning: Tuning
+    ) -> None:
+        """`weights` holds what the steps' stages keep."""
         self.program = replace(program, operations=())  # the dense weights may go
         self._library = library(target)
         self._pool = pool(self._library, threads)
@@ -51,9 +52,9 @@ class Executable:
             tuning.border_bytes,
         )  # fmt: skip
         self._constants = {name: np.asarray(array, order="C") for name, array in program.constants.items()}
-        groups = settled(steps, self._plan, tuning.band_bytes)
+        groups = settled(steps, self._plan, weights, tuning.band_bytes)
         stages = [step.stage for group in groups for step in group.all if isinstance(step.stage, Stage)]
-        self._weights = Arena(sum(lines(array.nbytes) for stage in stages for array in stage.constants))
+        self._weights = weights
         code = b"".join(padded(stage.code) for stage in stages)
         self._code = _executable(code)
         self._fixed = self._weights.size + len(code)
@@ -80,12 +81,10 @@ class Executable:
         return [arrays[name] for name in self.program.outputs]
 
     def place(self, stage: Stage) -> np.ndarray:
-        """Copy a stage's constants to where they stay; their addresses, its code's last: int64 [n + 1]."""
+        """Addresses of a stage's constants, its code's last: int64 [n + 1]."""
         table = aligned(len(stage.constants) + 1, np.int64)
         for index, array in enumerate(stage.constants):
-            home = self._weights.take(array.nbytes)
-            home[:] = array.reshape(-1).view(np.uint8)
-            table[index] = home.ctypes.data
+            table[index] = array.ctypes.data
         table[-1] = self._code_end
         self._code_end += len(padded(stage.code))
         return table

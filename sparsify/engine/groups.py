@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sparsify.engine.bands import Moving, turns
 from sparsify.engine.kernels.borders import border_stage
+from sparsify.engine.memory import Weights
 from sparsify.engine.memory_plan import MemoryPlan, Place
 from sparsify.engine.stage import PythonStage, Stage
 
@@ -40,7 +41,12 @@ class Group:
         return [*self.steps, *(step for _, step in self.borders)]
 
 
-def settled(steps: Sequence[Step], plan: MemoryPlan, band: int) -> list[Group]:
+def kept(stage: Stage, weights: Weights) -> Stage:
+    """The stage with its constants where they stay."""
+    return replace(stage, constants=tuple(weights.kept(array) for array in stage.constants))
+
+
+def settled(steps: Sequence[Step], plan: MemoryPlan, weights: Weights, band: int) -> list[Group]:
     """The groups, with memory for their values; `band` as in Tuning.band_bytes."""
     groups, start, runs = _grouped(steps), 0, []
     for group in groups:
@@ -52,15 +58,15 @@ def settled(steps: Sequence[Step], plan: MemoryPlan, band: int) -> list[Group]:
     borders, start, whole = plan.borders(), 0, []
     for group in groups:
         inside = range(start, start + len(group))
-        whole.append(Group(group, [(at - start, _border(place)) for at, place in borders if at in inside]))
+        whole.append(Group(group, [(at - start, _border(place, weights)) for at, place in borders if at in inside]))
         start += len(group)
     return whole
 
 
-def _border(place: Place) -> Step:
+def _border(place: Place, weights: Weights) -> Step:
     name, layout = place
     assert layout is not None
-    return Step("borders", "", border_stage(name, layout), (), (place,))
+    return Step("borders", "", kept(border_stage(name, layout), weights), (), (place,))
 
 
 def _grouped(steps: Sequence[Step]) -> list[list[Step]]:

@@ -11,6 +11,7 @@ import numpy as np
 
 LINE = 64  # bytes
 _HUGE = 2 << 20
+_BLOCK = 16 << 20  # bytes of an arena of weights, only those touched of which are memory
 _READ, _WRITE, _EXECUTE = 1, 2, 4
 _MADV_HUGEPAGE = 14
 
@@ -56,6 +57,27 @@ class Arena:
         assert len(piece) == size, "the arena was made too small"
         self._next += lines(size)
         return piece
+
+
+class Weights:
+    """Memory for what stages keep, in arenas that are added as it grows."""
+
+    def __init__(self) -> None:
+        self.size = 0  # bytes that were taken
+        self._arenas: list[Arena] = []
+        self._room = 0
+
+    def kept(self, array: np.ndarray) -> np.ndarray:
+        """A copy of an array, flat, that begins on a cache line and lives as long as this."""
+        size = lines(array.nbytes)
+        if size > self._room:
+            self._room = max(size, _BLOCK)
+            self._arenas.append(Arena(self._room))
+        self._room -= size
+        self.size += size
+        home = self._arenas[-1].take(array.nbytes)[: array.nbytes].view(array.dtype)
+        home[:] = array.reshape(-1)
+        return home
 
 
 def lines(size: int) -> int:

@@ -81,7 +81,7 @@ def convolution(op: Convolution, operands: Sequence[Array], results: Sequence[Va
     x = operands[0]
     out_channels, group_channels, *kernel = op.weight.shape
     n, _, height, width = results[0].shape
-    weight = op.weight.astype(x.dtype).reshape(op.groups, -1, group_channels, *kernel)
+    weight = np.asarray(op.weight, x.dtype).reshape(op.groups, -1, group_channels, *kernel)
     y = np.zeros((n, op.groups, out_channels // op.groups, height * width), x.dtype)
     taps = _taps(_padded(x, op.padding), kernel, op.stride, op.dilation, (height, width))
     for (i, j), part in taps:
@@ -93,7 +93,7 @@ def convolution(op: Convolution, operands: Sequence[Array], results: Sequence[Va
 
 def linear(op: Linear, operands: Sequence[Array], results: Sequence[Value]) -> tuple[Array, ...]:
     x = operands[0]
-    y = np.matmul(x, op.weight.astype(x.dtype).T) + op.bias.astype(x.dtype)
+    y = np.matmul(x, np.asarray(op.weight, x.dtype).T) + op.bias.astype(x.dtype)
     return _finish(y, op.epilogue, operands)
 
 

@@ -23,19 +23,21 @@ def in_panels(
     `multiple` of channels. records: int64 [panels, 4] of where its numbers begin and its input begins (bytes),
     first channel, channels.
     """
-    weight, groups = operation.weight, groups_of(operation)
+    weight, groups = np.asarray(operation.weight), groups_of(operation)
     rows, inner = weight.shape[0] // groups, weight.shape[1]
     offsets = taps(operation, weight.shape[2:], input).ravel() if isinstance(operation, Convolution) else np.zeros(1)
     shifts = (np.arange(inner)[:, None] * input.channel + offsets[None, :]).ravel() * 4
     flat = weight.reshape(len(weight), -1)
-    records, panels, length = [], [], 0
+    whole, last = divmod(rows, together)
+    lanes = groups * (whole * up(together, multiple) + up(last, multiple))
+    records, panels, length = [], np.zeros((1 + flat.shape[1]) * lanes, np.float32), 0
     for group in range(groups):
         for start in range(0, rows, together):
             first, count = group * rows + start, min(rows - start, together)
-            panel = np.zeros((1 + flat.shape[1], up(count, multiple)), np.float32)
+            size = (1 + flat.shape[1]) * up(count, multiple)
+            panel = panels[length : length + size].reshape(1 + flat.shape[1], -1)
             panel[0, :count] = operation.bias[first : first + count]
             panel[1:, :count] = flat[first : first + count].T
             records.append((length * 4, group * inner * input.channel * 4, first, count))
-            panels.append(panel.ravel())
-            length += panel.size
-    return shifts.astype(np.int32), np.array(records, np.int64), np.concatenate(panels)
+            length += size
+    return shifts.astype(np.int32), np.array(records, np.int64), panels

@@ -1,9 +1,9 @@
 """The engine's program: what a model is after the front has read it and before kernels are chosen.
 
 A program is a straight list of operations over named values of known shape. It is built once for one set
-of input shapes. Weights are part of the operations, in float32 and dense; zeros are what the kernels
-exploit. Whatever runs a program - the float64 interpreter that serves as oracle, or generated machine
-code - must give the same results.
+of input shapes. Weights are part of the operations, in float32; those that are mostly zeros may be packed,
+and zeros are what the kernels exploit. Whatever runs a program - the float64 interpreter that serves as
+oracle, or generated machine code - must give the same results.
 
 The whole grammar:
 
@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sparsify.engine.nonzeros import count
+from sparsify.engine.nonzeros import Weight, count
 
 Shape = tuple[int, ...]
 
@@ -58,7 +58,7 @@ class Convolution:
 
     input: str  # [n, c, h, w]
     output: str  # [n, o, oh, ow]
-    weight: np.ndarray  # [o, c / groups, kh, kw] float32
+    weight: Weight  # [o, c / groups, kh, kw] float32
     bias: np.ndarray  # [o] float32
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int, int, int] = (0, 0, 0, 0)  # top, left, bottom, right
@@ -79,7 +79,7 @@ class Linear:
 
     input: str  # [..., k]
     output: str  # [..., o]
-    weight: np.ndarray  # [o, k] float32
+    weight: Weight  # [o, k] float32
     bias: np.ndarray  # [o] float32
     epilogue: Epilogue = field(default_factory=Epilogue)
     name: str = ""

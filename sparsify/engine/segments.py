@@ -51,23 +51,22 @@ def in_segments(shape: tuple[int, int, int], found: Found, width: int) -> Segmen
     matrices, rows, columns = shape
     slices, segments = rows // width, -(-columns // SEGMENT)
     every, column, number = found
+    lengths = np.bincount(every * segments + column // SEGMENT, minlength=matrices * rows * segments)
+    place = np.arange(len(every)) - (np.cumsum(lengths) - lengths).repeat(lengths)  # of a non-zero within its lane
+    counts = lengths.reshape(matrices, slices, width, segments).transpose(1, 3, 0, 2).reshape(slices * segments, -1)
+    least = max(1, round(_LEAST * matrices * width))
+    steps = np.sort(counts, axis=1)[:, -least]
     matrix, row = np.divmod(every, rows)
     piece = row // width * segments + column // SEGMENT
-    lane = (piece * matrices + matrix) * width + row % width
-    order = np.argsort(lane, kind="stable")
-    counts = np.bincount(lane, minlength=slices * segments * matrices * width)
-    place = np.empty(len(lane), np.int64)  # of a non-zero within its lane
-    place[order] = np.arange(len(lane)) - (np.cumsum(counts) - counts)[lane[order]]
-    least = max(1, round(_LEAST * matrices * width))
-    steps = np.sort(counts.reshape(slices * segments, -1), axis=1)[:, -least]
     kept = place < steps[piece]
+    rest = (every[~kept], column[~kept], number[~kept])
     first = np.concatenate([[0], np.cumsum(steps)]).astype(np.int64)
-    value = np.zeros((first[-1], matrices, width), np.float32)
-    inside = np.zeros((first[-1], matrices, width), np.uint8)
-    home = (first[piece[kept]] + place[kept], matrix[kept], row[kept] % width)
+    home = (((first[piece] + place) * matrices + matrix) * width + row % width)[kept]
+    del place, piece, matrix, row  # as large as the matrix's non-zeros each
+    value, inside = np.zeros(first[-1] * matrices * width, np.float32), np.zeros(first[-1] * matrices * width, np.uint8)
     value[home] = number[kept]
     inside[home] = column[kept] % SEGMENT
-    rest = (every[~kept], column[~kept], number[~kept])
+    value, inside = (array.reshape(-1, matrices, width) for array in (value, inside))
     return Segments(first, value, inside, sell.in_slices(matrices * rows, rest, width, sort=False))
 
 

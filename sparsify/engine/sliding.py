@@ -210,8 +210,9 @@ def entries(operation: Convolution | Linear, input: Planes) -> Entries:
     """The non-zeros of a layer's weight as shifts in the planes that it reads."""
     weight = operation.weight.reshape(len(operation.weight), -1)  # [o, columns]
     row, column, value = nonzeros.find(weight)
+    row = row.astype(np.int64, copy=False)
     if isinstance(operation, Linear):
-        return Entries(len(weight), row, column * input.channel, value)
+        return Entries(len(weight), row, np.multiply(column, input.channel, dtype=np.int64), value)
     per_group = operation.weight.shape[1]
     offsets = taps(operation, operation.weight.shape[2:], input).ravel()
     shift = (np.arange(per_group)[:, None] * input.channel + offsets).ravel()[column]

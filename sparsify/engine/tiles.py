@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from sparsify.engine.layout import Planes
-from sparsify.engine.memory import copied
 from sparsify.engine.program import Convolution, Linear
 from sparsify.engine.sliding import Positions, positions, source, sweep
 from sparsify.engine.stage import Context, Stage
@@ -113,7 +112,7 @@ def blocked_stage(
         reads=reads,
         writes=(operation.output,),
         tiles=blocks * -(-vectors // panel),
-        constants=tuple(copied(a) for a in (parameters, blocked.records, layer.where.table, blocked.stream)),
+        constants=(parameters, blocked.records, layer.where.table, blocked.stream),
         layouts=layouts,
         replaces=residual,
         code=blocked.code,

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from sparsify.engine.front import load
-from sparsify.engine.front.constants import LARGE, Constants
+from sparsify.engine.front import build, load
+from sparsify.engine.front.constants import Constants
+from sparsify.engine.nonzeros import LARGE, Packed, count, find, packed
 
 
 @pytest.mark.parametrize("density", [0.0, 0.1, 0.9, 1.0])
@@ -29,3 +30,28 @@ def test_a_model_holds_its_sparse_weights_packed(make_model):
     first, second = graph.constants["w"], graph.constants["w"]
     np.testing.assert_array_equal(first, weight)
     assert not np.shares_memory(first, second)
+
+
+@pytest.mark.parametrize("shape", [(64, 128), (8, 16, 8, 8)])
+def test_a_packed_weight_is_the_array_that_it_was(shape):
+    rng = np.random.default_rng(1)
+    array = np.asarray(rng.standard_normal(shape) * (rng.random(shape) < 0.2), np.float32)
+    weight = packed(array)
+    assert isinstance(weight, Packed)
+    assert (weight.shape, weight.size, weight.ndim, len(weight)) == (shape, array.size, array.ndim, len(array))
+    np.testing.assert_array_equal(np.asarray(weight), array)
+    np.testing.assert_array_equal(np.asarray(weight, np.float64), array.astype(np.float64))
+    matrix, dense = weight.reshape(len(weight), -1), array.reshape(len(array), -1)
+    assert matrix.shape == dense.shape
+    assert count(weight) == np.count_nonzero(array)
+    for found, there in zip(find(matrix), (*np.nonzero(dense), dense[dense != 0]), strict=True):
+        np.testing.assert_array_equal(found, there)
+
+
+def test_sparse_weights_stay_packed_until_a_kernel_takes_them(make_model):
+    weight = np.zeros((512, 512), np.float32)
+    weight[:, 3] = 2
+    text = "g (float[1,512] x) => (float[] y) { y = Gemm <transB = 1> (x, w) }"
+    (operation,) = build(load(make_model(text, {"w": weight})), {"x": (1, 512)}).operations
+    assert isinstance(operation.weight, Packed)
+    np.testing.assert_array_equal(np.asarray(operation.weight), weight)

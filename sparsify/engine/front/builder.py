@@ -12,6 +12,7 @@ from sparsify.engine.front.constants import Constants
 from sparsify.engine.front.graph import Array, Node
 from sparsify.engine.front.shapes import infer
 from sparsify.engine.limits import Budget, check_shape
+from sparsify.engine.nonzeros import Weight
 from sparsify.engine.numpy_ops import compute
 from sparsify.engine.program import (
     Elementwise,
@@ -59,6 +60,10 @@ class Builder:
         if found is None:
             raise Unsupported(f"'{name}' is not constant")
         return found
+
+    def weight(self, name: str) -> Weight | None:
+        """The constant of that name, packed where it is mostly zeros; None where the value is computed."""
+        return self.constants.stored(name)
 
     def ints(self, node: Node, attribute: str, index: int) -> tuple[int, ...] | None:
         """Integers that are an attribute in old opsets and a constant input in new ones; None: left out."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,7 +40,7 @@ def read_graph(source: str | Path | bytes) -> Graph:
     return reader.graph(model.graph, outer=set(), depth=0, weights=file.weights())
 
 
-Weights = Iterator[tuple[TensorProto, bytes | None]]  # a tensor, and its raw data where it is not in there
+Weights = Iterator[tuple[TensorProto, np.ndarray | None]]  # a tensor, and its raw data where it is not in there
 
 
 class _File:
@@ -67,14 +66,15 @@ class _File:
 
     def weights(self) -> Weights:
         """The graph's initializers."""
-        file = self._path.open("rb") if self.folder else io.BytesIO(self._data)
-        with file:
-            for tensor, entry in zip(self._tensors, self._entries, strict=True):
-                if entry.raw is None:
-                    yield tensor, None
-                    continue
-                file.seek(entry.raw[0])
-                yield tensor, file.read(entry.raw[1])
+        for tensor, entry in zip(self._tensors, self._entries, strict=True):
+            if entry.raw is None:
+                yield tensor, None
+                continue
+            start, length = entry.raw
+            if self.folder is None:
+                yield tensor, np.frombuffer(self._data, np.uint8, length, start).copy()
+            else:
+                yield tensor, np.fromfile(self._path, np.uint8, length, offset=start)
 
 
 def _checked(path: Path) -> Path:

@@ -34,8 +34,11 @@ def numpy_dtype(element: int) -> np.dtype[Any]:
         ) from None
 
 
-def canonical(array: Array) -> Array:
-    """Floating point of 16 and 64 bits as float32; -0.0, which masking leaves behind, as 0."""
+def canonical(array: Array, is_owned: bool = False) -> Array:
+    """Floating point of 16 and 64 bits as float32; -0.0, which masking leaves behind, as 0. is_owned: whether the
+    array may be written over."""
+    if is_owned and array.dtype == np.float32:
+        return np.add(array, np.float32(0), out=array)
     if array.dtype.kind == "f" or array.dtype.name == "bfloat16":
         with np.errstate(over="ignore"):
             return np.asarray(np.asarray(array, np.float32) + np.float32(0))  # numpy makes a number of a 0-d array
@@ -47,11 +50,11 @@ def _check(tensor: TensorProto) -> int:
     return check_shape(name, tuple(tensor.dims), numpy_dtype(tensor.data_type).name)
 
 
-def to_array(tensor: TensorProto, folder: Path | None, raw: bytes | None = None) -> Array:
+def to_array(tensor: TensorProto, folder: Path | None, raw: Array | None = None) -> Array:
     """A tensor's values, float32 for all floating point. Raises EngineError where it is incomplete.
 
     folder: where external data may lie; None where there is none, as with a model given as bytes.
-    raw: its raw data, where the tensor does not hold it.
+    raw: its raw data (uint8), where the tensor does not hold it; it may be written over.
     """
     _check(tensor)
     if tensor.data_location == TensorProto.EXTERNAL:
@@ -60,10 +63,12 @@ def to_array(tensor: TensorProto, folder: Path | None, raw: bytes | None = None)
         dtype = numpy_dtype(tensor.data_type)
         if raw is None or dtype.isbuiltin != 1 or sys.byteorder != "little":
             if raw is not None:
-                tensor = TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type, raw_data=raw)
+                tensor = TensorProto(
+                    name=tensor.name, dims=tensor.dims, data_type=tensor.data_type, raw_data=raw.tobytes()
+                )
             stored = numpy_helper.to_array(tensor)
         else:
-            stored = np.frombuffer(raw, dtype).reshape(tuple(tensor.dims))
+            return canonical(raw.view(dtype).reshape(tuple(tensor.dims)), is_owned=True)
         found = canonical(stored)
         # a view into the parsed message would keep all of it alive
         return np.array(found) if found is stored or not found.flags.owndata else found
@@ -74,7 +79,7 @@ def to_array(tensor: TensorProto, folder: Path | None, raw: bytes | None = None)
         ) from error
 
 
-def _external_data(tensor: TensorProto, folder: Path | None) -> bytes:
+def _external_data(tensor: TensorProto, folder: Path | None) -> Array:
     """A tensor's bytes from the file beside the model."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
@@ -100,9 +105,7 @@ def _external_data(tensor: TensorProto, folder: Path | None) -> bytes:
             f"The external file '{location}' does not hold the {wanted} bytes of the weight '{tensor.name}' "
             f"at the place that the model names. It was cut short or is another model's; fetch both again."
         )
-    with path.open("rb") as file:
-        file.seek(offset)
-        return file.read(length)
+    return np.fromfile(path, np.uint8, length, offset=offset)
 
 
 def sparse_to_array(sparse: onnx.SparseTensorProto, folder: Path | None, budget: Budget) -> Array:

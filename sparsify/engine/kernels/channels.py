@@ -21,7 +21,7 @@ from llvmlite import ir
 from sparsify.engine.channel_tiles import STEPS, Tiles, cut, source
 from sparsify.engine.ir import F32, I32, I64, POINTER, Body, Module
 from sparsify.engine.layout import Planes
-from sparsify.engine.memory import LINE, copied
+from sparsify.engine.memory import LINE
 from sparsify.engine.panels import groups_of, in_panels
 from sparsify.engine.program import Convolution, Linear, Operation
 from sparsify.engine.stage import Context, Proposal, Stage
@@ -69,7 +69,7 @@ def propose(operation: Operation, context: Context) -> Proposal | None:
 
 def _work(operation: Convolution | Linear, tiles: Tiles, width: int) -> float:
     """Vector multiplications, the transpositions counted as some."""
-    rows, columns, groups = len(operation.weight), operation.weight[0].size, groups_of(operation)
+    rows, columns, groups = len(operation.weight), operation.weight.size // len(operation.weight), groups_of(operation)
     vectors = -(-(rows // groups) // width) * groups
     return vectors * (columns * tiles.positions + len(tiles.table) * _TILE_COST)
 
@@ -105,7 +105,7 @@ def _stage(
         reads=(operation.input, *residual),
         writes=(operation.output,),
         tiles=len(records) * groups,
-        constants=tuple(copied(np.ascontiguousarray(array)) for array in constants),
+        constants=constants,
         layouts={operation.input: input, **dict.fromkeys((operation.output, *residual), output)},
         flops=2.0 * operation.nonzeros * output.images * output.height * output.width,
         density=density,

@@ -14,7 +14,6 @@ from llvmlite import ir
 
 from sparsify.engine.ir import F32, I16, I32, I64, Body, Module
 from sparsify.engine.layout import LINE
-from sparsify.engine.memory import copied
 from sparsify.engine.program import Convolution, Linear, Operation
 from sparsify.engine.sliding import Entries, entries
 from sparsify.engine.stage import Context, Proposal, Stage
@@ -92,35 +91,46 @@ class _Packed:
 
 
 def _pack(found: Entries, shape: _Shape) -> _Packed:
-    lowest = int(found.shift.min(initial=0))
-    block = (found.shift - lowest) // shape.span
-    blocks = int(block.max(initial=0)) + 1
+    """Tile by tile, because what that takes beside the result is several times as large."""
+    lowest, highest = int(found.shift.min(initial=0)), int(found.shift.max(initial=0))
+    blocks = (highest - lowest) // shape.span + 1
+    starts = np.arange(0, found.rows, shape.rows)
+    edges = np.searchsorted(found.row, [*starts, found.rows])
+    strips = []
+    for start, begin, end in zip(starts, edges[:-1], edges[1:], strict=True):
+        row, shift = found.row[begin:end] - start, found.shift[begin:end] - lowest
+        rows = min(shape.rows, found.rows - int(start))
+        strips.append(_strip(row, shift, found.value[begin:end], rows, blocks, shape))
+    lengths, order, offset, value = (np.concatenate(parts) for parts in zip(*strips, strict=True))
+    first = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    order = (starts.repeat(blocks * shape.rows) + order).astype(np.int32)
+    return _Packed(lowest + np.arange(blocks) * shape.span, first, order, offset, value)
+
+
+def _strip(
+    row: np.ndarray, shift: np.ndarray, number: np.ndarray, rows: int, blocks: int, shape: _Shape
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """A tile of `rows` rows: entries and row of each piece [blocks * shape.rows], then offsets and values."""
     chain = _CHAIN.get(shape.vectors, 1)
-    tiles = -(-found.rows // shape.rows)
-    whole = tiles * blocks * shape.rows
-    piece = (found.row // shape.rows * blocks + block) * shape.rows + found.row % shape.rows
-    counts = np.bincount(piece, minlength=whole)
-    # Rows of a tile and block come by their count, so that the end of the inner loop is foreseen.
-    ranked = np.argsort(-counts.reshape(-1, shape.rows), axis=1, kind="stable")
-    strip = np.arange(tiles).repeat(blocks)[:, None] * shape.rows
-    rows_in_order = strip + ranked
-    absent = rows_in_order >= found.rows  # of the last tile: they have no entries, and go last
-    ranked = np.take_along_axis(ranked, np.argsort(absent, axis=1, kind="stable"), axis=1)
-    place_of = np.empty(whole, np.int64)
-    place_of[(np.arange(tiles * blocks)[:, None] * shape.rows + ranked).ravel()] = np.arange(whole)
-    padded = np.zeros(whole, np.int64)
-    padded[place_of] = -(-counts // chain) * chain
-    first = np.concatenate([[0], np.cumsum(padded)]).astype(np.int64)
-    run = found.row * blocks + block
-    order = np.argsort(run, kind="stable")  # in one pass: they are in order but for taps at a block's edge
-    lengths = np.bincount(run, minlength=found.rows * blocks)
-    within = np.arange(len(run)) - (np.cumsum(lengths) - lengths).repeat(lengths)
-    place = first[place_of[piece[order]]] + within
-    offset, value = np.zeros(first[-1], np.uint16), np.zeros(first[-1], np.float32)
-    offset[place] = (found.shift - lowest - block * shape.span)[order]
-    value[place] = found.value[order]
-    rows = (strip + ranked).astype(np.int32).ravel()
-    return _Packed(lowest + np.arange(blocks) * shape.span, first, rows, offset, value)
+    block = shift // shape.span
+    counts = np.bincount(block * shape.rows + row, minlength=blocks * shape.rows)
+    # Rows come by their count, so that the end of the inner loop is foreseen, and those that are not there last.
+    by_count = np.where(np.arange(shape.rows) < rows, -counts.reshape(-1, shape.rows), 1)
+    order = np.argsort(by_count, axis=1, kind="stable")
+    place_of = np.empty(len(counts), np.int64)
+    place_of[(np.arange(blocks)[:, None] * shape.rows + order).ravel()] = np.arange(len(counts))
+    lengths = np.zeros(len(counts), np.int64)
+    lengths[place_of] = -(-counts // chain) * chain
+    first = np.cumsum(lengths) - lengths
+    run = row * blocks + block
+    sorted_by_run = np.argsort(run, kind="stable")  # in one pass: they are in order but for taps at a block's edge
+    each = np.bincount(run, minlength=rows * blocks)
+    within = np.arange(len(run)) - (np.cumsum(each) - each).repeat(each)
+    place = first[place_of[(block * shape.rows + row)[sorted_by_run]]] + within
+    offset, value = np.zeros(lengths.sum(), np.uint16), np.zeros(lengths.sum(), np.float32)
+    offset[place] = (shift - block * shape.span)[sorted_by_run]
+    value[place] = number[sorted_by_run]
+    return lengths, order.ravel(), offset, value
 
 
 def _stage(operation: Convolution | Linear, context: Context, layer: Layer, shape: _Shape, seconds: float) -> Stage:
@@ -146,7 +156,7 @@ def _stage(operation: Convolution | Linear, context: Context, layer: Layer, shap
         reads=(operation.input, *residual),
         writes=(operation.output,),
         tiles=tiles * shape.groups,
-        constants=tuple(copied(np.ascontiguousarray(array)) for array in constants),
+        constants=constants,
         layouts={operation.input: layer.input, **dict.fromkeys((operation.output, *residual), layer.output)},
         flops=2.0 * layer.nonzeros * layer.where.useful,
         density=layer.density,

@@ -13,7 +13,7 @@ import numpy as np
 
 from sparsify.engine.ir import F32, I32, I64, Body, Module
 from sparsify.engine.layout import up
-from sparsify.engine.memory import LINE, copied
+from sparsify.engine.memory import LINE
 from sparsify.engine.panels import groups_of, in_panels
 from sparsify.engine.program import Convolution, Linear, Operation
 from sparsify.engine.sliding import sweep
@@ -49,7 +49,7 @@ def _seconds(operation: Convolution | Linear, layer: Layer, shape: tuple[int, in
     together, across = shape
     groups = groups_of(operation)
     blocks = groups * -(-len(operation.weight) // groups // together)
-    columns, vectors = operation.weight[0].size, len(layer.where.table)
+    columns, vectors = operation.weight.size // len(operation.weight), len(layer.where.table)
     panel = panel_length(layer, context, blocks) * layer.input.channels
     line = _LINE[panel * context.target.width * 4 <= context.tuning.panel_bytes]
     column = max(together * across / _RATE, (together + across) / _LOADS, across * line)
@@ -78,7 +78,7 @@ def _stage(
         reads=(operation.input, *residual),
         writes=(operation.output,),
         tiles=len(records) * -(-vectors // length),
-        constants=tuple(copied(np.ascontiguousarray(array)) for array in constants),
+        constants=constants,
         layouts={operation.input: layer.input, **dict.fromkeys((operation.output, *residual), layer.output)},
         sweep=sweep(operation, layer.input, layer.output, length, len(records)),
         flops=2.0 * layer.nonzeros * layer.where.useful,

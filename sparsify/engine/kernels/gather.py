@@ -8,7 +8,6 @@ import numpy as np
 from llvmlite import ir
 
 from sparsify.engine.ir import I8, I32, I64, Body, Module
-from sparsify.engine.memory import copied
 from sparsify.engine.program import Gather, Operation, Shape
 from sparsify.engine.stage import Context, Stage
 
@@ -48,7 +47,7 @@ def _stage(operation: Gather, context: Context, table: Shape, kind: str, count: 
         reads=names,
         writes=(operation.output,),
         tiles=-(-outer * count // together),
-        constants=tuple(copied(array) for array in (np.array(numbers, np.int64), *arrays)),
+        constants=(np.array(numbers, np.int64), *arrays),
         scratch=8,
         failure=f"The Gather that makes '{operation.output}' met an index out of range: its table has {table[axis]} "
         f"entries. Check the model's inputs, token numbers above all.",

@@ -14,7 +14,7 @@ from llvmlite import ir
 from sparsify.engine import nonzeros, segments, sell
 from sparsify.engine.ir import F32, I32, I64, Body, Module
 from sparsify.engine.layout import up
-from sparsify.engine.memory import copied
+from sparsify.engine.nonzeros import Weight
 from sparsify.engine.program import Convolution, Epilogue, Linear, Operation
 from sparsify.engine.stage import Context, Stage
 from sparsify.engine.target import Target
@@ -53,7 +53,7 @@ class _Packed:
     seconds: float  # of one vector on one thread
 
 
-def _packed(weight: np.ndarray, target: Target) -> _Packed:
+def _packed(weight: Weight, target: Target) -> _Packed:
     """The form that is read fastest."""
     found = nonzeros.find(weight)
     counts = np.sort(np.bincount(found[0], minlength=len(weight)))[::-1]
@@ -74,14 +74,14 @@ def _permuted(shape: tuple[int, ...], found: nonzeros.Found, width: int) -> _Pac
     return _Packed("permuted", np.arange(rows, dtype=np.int32), made.arrays, made.first[::count], seconds)
 
 
-def _matrix(operation: Operation, context: Context) -> np.ndarray | None:
+def _matrix(operation: Operation, context: Context) -> Weight | None:
     """The weight [o, k] if this is a matrix times C-ordered vectors."""
     if isinstance(operation, Linear):
         weight = operation.weight
     elif isinstance(operation, Convolution) and context.values[operation.output].shape[2:] == (1, 1):
         if operation.weight.shape[2:] != (1, 1) or operation.groups != 1 or any(operation.padding):
             return None
-        weight = operation.weight[:, :, 0, 0]
+        weight = operation.weight.reshape(*operation.weight.shape[:2])
         if int(np.prod(context.values[operation.input].shape)) != weight.shape[1]:
             return None
     else:
@@ -89,7 +89,7 @@ def _matrix(operation: Operation, context: Context) -> np.ndarray | None:
     values = (operation.input, operation.output)
     if any(context.layouts[name] is not None for name in values) or weight.size == 0:
         return None
-    return np.ascontiguousarray(weight)
+    return weight
 
 
 def _cut(first: np.ndarray, tiles: int) -> np.ndarray:
@@ -101,7 +101,7 @@ def _cut(first: np.ndarray, tiles: int) -> np.ndarray:
 
 
 def _sparse_stage(
-    operation: Linear | Convolution, weight: np.ndarray, packed: _Packed, images: int, seconds: float, context: Context
+    operation: Linear | Convolution, weight: Weight, packed: _Packed, images: int, seconds: float, context: Context
 ) -> Stage:
     slices, rows = len(packed.first) - 1, len(weight)
     bias = np.zeros(up(len(packed.order), context.target.width), np.float32)
@@ -115,14 +115,14 @@ def _sparse_stage(
 
 
 def _dense_stage(
-    operation: Linear | Convolution, weight: np.ndarray, images: int, seconds: float, context: Context
+    operation: Linear | Convolution, weight: Weight, images: int, seconds: float, context: Context
 ) -> Stage:
     tiles = -(-len(weight) // _DENSE_ROWS)
-    constants = (_parameters(operation, weight, images), weight, operation.bias, _limits(operation))
+    constants = (_parameters(operation, weight, images), np.asarray(weight), operation.bias, _limits(operation))
     return _stage("sparsify_matvec_dense", operation, constants, tiles, images, weight, seconds)
 
 
-def _parameters(operation: Linear | Convolution, weight: np.ndarray, images: int, slices: int = 0) -> np.ndarray:
+def _parameters(operation: Linear | Convolution, weight: Weight, images: int, slices: int = 0) -> np.ndarray:
     has = operation.epilogue.residual is not None
     return np.array([images, *weight.shape, 1 + has, has, slices], np.int64)
 
@@ -133,7 +133,7 @@ def _limits(operation: Linear | Convolution) -> np.ndarray:
 
 def _stage(
     function: str, operation: Linear | Convolution, constants: tuple[np.ndarray, ...], tiles: int,
-    images: int, weight: np.ndarray, seconds: float,
+    images: int, weight: Weight, seconds: float,
 ) -> Stage:  # fmt: skip
     epilogue: Epilogue = operation.epilogue
     residual = () if epilogue.residual is None else (epilogue.residual,)
@@ -143,7 +143,7 @@ def _stage(
         reads=(operation.input, *residual),
         writes=(operation.output,),
         tiles=tiles,
-        constants=tuple(copied(np.ascontiguousarray(array)) for array in constants),
+        constants=constants,
         flops=2.0 * operation.nonzeros * images,
         density=operation.nonzeros / weight.size,
         seconds=seconds,

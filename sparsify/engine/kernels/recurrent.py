@@ -34,7 +34,6 @@ from sparsify.engine.gates import (
     padded_rows,
 )
 from sparsify.engine.ir import F32, Body, Module
-from sparsify.engine.memory import copied
 from sparsify.engine.program import Operation, Recurrent
 from sparsify.engine.stage import Context, Stage
 
@@ -71,7 +70,7 @@ def propose(operation: Operation, context: Context) -> Stage | None:
         writes=tuple(name for name in operation.outputs if name),
         tiles=groups * parts,
         steps=steps * PHASES[kind],
-        constants=tuple(copied(array) for array in constants),
+        constants=constants,
         scratch=4 * images * (steps * hidden + 2 * width * -(-hidden // width)),
         flops=2.0 * found * steps * images,
         density=found / operation.recurrence.size,

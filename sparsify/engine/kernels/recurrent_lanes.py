@@ -32,7 +32,6 @@ from sparsify.engine.gates import (
     padded_rows,
 )
 from sparsify.engine.ir import F32, I16, I64, Body, Module
-from sparsify.engine.memory import copied
 from sparsify.engine.program import Operation, Recurrent
 from sparsify.engine.stage import Context, Proposal, Stage
 from sparsify.engine.transpose import square
@@ -84,7 +83,7 @@ def _stage(operation: Recurrent, context: Context, vectors: int, groups: int, se
         writes=tuple(name for name in operation.outputs if name),
         tiles=groups * parts,
         steps=1 + steps,
-        constants=tuple(copied(array) for array in constants),
+        constants=constants,
         layouts={} if share is None else {operation.input: share},
         scratch=4 * _PLANES * groups * vectors * width * parts * width,
         flops=2.0 * found * steps * images,

@@ -40,7 +40,7 @@ def propose(operation: Operation, context: Context) -> Stage | None:
     channels, stride = output.channels, operation.stride[0]
     if isinstance(operation, Convolution):
         epilogue = operation.epilogue
-        weights = np.concatenate([operation.weight.reshape(channels, -1), operation.bias[:, None]], axis=1)
+        weights = np.concatenate([np.asarray(operation.weight).reshape(channels, -1), operation.bias[:, None]], axis=1)
     else:
         epilogue, weights = Epilogue(), np.zeros((channels, _TAPS**2 + 1), np.float32)
     starts = [int(layout.index()[0, 0, 0, 0]) for layout in (input, output)]

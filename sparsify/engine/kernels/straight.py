@@ -49,7 +49,7 @@ def propose(operation: Operation, context: Context) -> Proposal | None:
 def _seconds(layer: Layer, operation: Convolution | Linear, encode: Encoder, context: Context) -> float:
     """Two loads a cycle: a weight for each non-zero and, where any row of a block uses it, a column. That counts
     twice where it lies across two lines, as most of several taps do, or far away."""
-    rows, columns = len(operation.weight), operation.weight[0].size
+    rows, columns = len(operation.weight), operation.weight.size // len(operation.weight)
     used = columns * (1 - (1 - layer.density) ** min(rows, encode.rows)) * -(-rows // encode.rows)
     input = columns * len(layer.where.table) * encode.width * 4  # bytes, with one tap
     near = columns == operation.weight.shape[1] and input <= context.tuning.panel_bytes // 2

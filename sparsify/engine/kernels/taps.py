@@ -46,7 +46,7 @@ def _numbers(
     """Weights [c, taps + 1], the last one the bias, and the factor of each result [vectors, width]."""
     scale = np.ones((len(where.table), context.target.width), np.float32)
     if isinstance(operation, Convolution):
-        flat = operation.weight.reshape(output.channels, -1)
+        flat = np.asarray(operation.weight).reshape(output.channels, -1)
         return np.concatenate([flat, operation.bias[:, None]], axis=1).astype(np.float32), scale
     count = operation.kernel[0] * operation.kernel[1]
     start = -np.inf if operation.kind == "max" else 0.0

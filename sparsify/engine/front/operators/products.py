@@ -7,24 +7,26 @@ import numpy as np
 from sparsify.engine.front.builder import Builder, Unsupported
 from sparsify.engine.front.graph import Array, Node
 from sparsify.engine.front.registry import importer
+from sparsify.engine.nonzeros import Weight, packed
 from sparsify.engine.program import Linear, MatMul
 
 
-def linear(b: Builder, source: str, weight: Array, bias: Array, output: str, name: str) -> str:
+def linear(b: Builder, source: str, weight: Weight, bias: Array, output: str, name: str) -> str:
     """Emit a Linear with the weight [o, k]."""
-    weight = np.ascontiguousarray(weight, np.float32)
+    if isinstance(weight, np.ndarray):
+        weight = packed(np.ascontiguousarray(weight, np.float32))
     return b.emit(Linear(source, output, weight, np.ascontiguousarray(bias, np.float32), name=name))
 
 
 @importer("MatMul")
 def matmul(b: Builder, node: Node) -> None:
     left, right, output = node.input(0), node.input(1), node.output(0)
-    constant = b.constant(right)
-    if constant is not None and constant.dtype == np.float32 and b.constant(left) is None:
+    constant = b.weight(right)
+    if constant is not None and constant.dtype == np.float32 and left not in b.constants:
         extra = constant.shape[:-2]
         rank = len(b.shape(left))
         if constant.ndim >= 2 and set(extra) <= {1} and rank >= max(2, constant.ndim):
-            weight = constant.reshape(constant.shape[-2:]).T
+            weight = np.asarray(constant.reshape(*constant.shape[-2:])).T
             linear(b, left, weight, np.zeros(len(weight)), output, node.name)
             return
     _product(b, left, right, output)
@@ -57,14 +59,17 @@ def gemm(b: Builder, node: Node) -> None:
         raise ValueError(f"Gemm needs matrices, not {b.shape(left)} and {b.shape(right)}")
     if node.get("transA", 0):
         left = b.transpose(left, (1, 0))
-    weight = b.constant(right)
+    weight = b.weight(right)
     if weight is None:
         if node.get("transB", 0):
             right = b.transpose(right, (1, 0))
         product = b.emit(MatMul(left, right, b.fresh(output)))
         _plus(b, product, alpha, added, beta, output)
         return
-    weight = (weight if node.get("transB", 0) else weight.T) * alpha
+    if not node.get("transB", 0):
+        weight = np.asarray(weight).T
+    if alpha != 1:
+        weight = np.asarray(weight) * alpha
     bias = _row(b, added, len(weight), beta)
     if bias is None:
         product = linear(b, left, weight, np.zeros(len(weight)), b.fresh(output), node.name)

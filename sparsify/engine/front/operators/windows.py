@@ -90,12 +90,14 @@ def _pads(
 
 @importer("Conv")
 def conv(b: Builder, node: Node) -> None:
-    weight = b.need_constant(node.input(1))  # [o, c / groups, kernel...]
+    weight = b.weight(node.input(1))  # [o, c / groups, kernel...]
+    if weight is None:
+        raise Unsupported("a weight that is computed")
     bias = b.need_constant(node.input(2)) if node.input(2) else np.zeros(weight.shape[0], np.float32)
     given = window(b, node, weight.shape[2:])
     source = as_plane(b, node.input(0))
     if weight.ndim == 3:
-        weight = weight[:, :, None, :]
+        weight = weight.reshape(*weight.shape[:2], 1, weight.shape[2])
     if bias.shape != weight.shape[:1]:
         raise ValueError(f"bias {bias.shape} does not fit the weight {weight.shape}")
     operation = Convolution(

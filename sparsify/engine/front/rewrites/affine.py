@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from sparsify.engine.front.rewrite import Rewrite
+from sparsify.engine.nonzeros import packed
 from sparsify.engine.program import Convolution, Elementwise, Epilogue, Linear
 
 Array = np.ndarray[Any, Any]
@@ -67,7 +68,9 @@ def fold_scale_and_shift_after(rewrite: Rewrite) -> None:
         scale, shift = found
         if not np.isfinite(scale).all():
             continue
-        weight = op.weight if (scale == 1).all() else op.weight * scale.reshape(-1, *(1,) * (op.weight.ndim - 1))
+        weight = op.weight
+        if not (scale == 1).all():
+            weight = packed(np.asarray(weight) * scale.reshape(-1, *(1,) * (weight.ndim - 1)))
         rewrite.put(j, replace(op, output=after.output, weight=weight, bias=op.bias * scale + shift), i)
 
 
@@ -94,16 +97,17 @@ def _folded_before(rewrite: Rewrite, op: Convolution | Linear, before: Elementwi
     if found is None or not np.isfinite(found[0]).all():
         return None
     scale, shift = found
+    weight = np.asarray(op.weight)
     if isinstance(op, Linear):
-        return replace(op, weight=op.weight * scale, bias=op.bias + op.weight @ shift)
+        return replace(op, weight=packed(weight * scale), bias=op.bias + weight @ shift)
     if shift.any() and any(op.padding):
         return None
     # channel i of an output's group is channel group * size + i of the input
-    out_channels, size = op.weight.shape[:2]
+    out_channels, size = weight.shape[:2]
     per_group = out_channels // op.groups
 
     def spread(vector: Array) -> Array:
         return np.repeat(vector.reshape(op.groups, size), per_group, axis=0)[:, :, None, None]
 
-    bias = op.bias + (op.weight * spread(shift)).sum(axis=(1, 2, 3))
-    return replace(op, weight=op.weight * spread(scale), bias=bias.astype(np.float32))
+    bias = op.bias + (weight * spread(shift)).sum(axis=(1, 2, 3))
+    return replace(op, weight=packed(weight * spread(scale)), bias=bias.astype(np.float32))
