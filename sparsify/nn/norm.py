@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import ctypes
+import struct
+from math import inf
 from typing import Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from sparsify.engine.library import Library, library
+from sparsify.engine.library import library
 from sparsify.engine.target import host
 from sparsify.nn import kernels, team
 from sparsify.nn.conv_products import images
+from sparsify.nn.kernels.norm_numbers import CHUNKS
 from sparsify.nn.memory import ACTIVATIONS
 from sparsify.nn.pending import Pending, Todo, plain
 
-Numbers = np.ndarray[Any, np.dtype[np.float64]]
-_CHUNKS = 16  # of positions, each with sums of its own
+_LAYOUT = struct.Struct("qqqqf4xdd")
 
 
 class PlanesBatchNorm2d(nn.BatchNorm2d):
@@ -44,49 +46,52 @@ class PlanesBatchNorm2d(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         """[n, c, h, w] to the same shape."""
         given, x = x, plain(x)
-        if self.weight is None or self.bias is None or self.running_mean is None or not _fits(x, self.weight):
+        if (
+            self.weight is None
+            or self.bias is None
+            or self.running_mean is None
+            or not _fits(x, self.weight, self.running_mean)
+        ):
             return super().forward(x)
+        assert self.running_var is not None and self.num_batches_tracked is not None
+        line, exact = x.new_empty(3, x.shape[1]), x.new_empty(3, x.shape[1], dtype=torch.float64)
         if self.training:
-            mean, variance = self._statistics(x.detach())
+            self.num_batches_tracked.add_(1)
+            momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+            constants, sums = _constants(x, 0.0, self.eps, momentum), _sums(x)
+            _run("sums", CHUNKS, [x, sums], constants)
+            own = [self.weight, self.bias, self.running_mean, self.running_var]
+            _run("forward", 1, [x, sums, *own, line, exact], constants)
         elif torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad):
             return super().forward(x)  # where statistics are constants
         else:
-            assert self.running_var is not None
-            mean, variance = (_wide(statistic) for statistic in (self.running_mean, self.running_var))
-        return _Todo(given, x, self.weight, self.bias, mean, 1 / np.sqrt(variance + self.eps)).pending()
-
-    def _statistics(self, x: Tensor) -> tuple[Numbers, Numbers]:
-        """Mean and variance of each channel, [c], after the running ones have moved towards them."""
-        mean, variance = statistics(x.permute(2, 3, 1, 0))
-        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
-        momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-        count = x.numel() // x.shape[1]
-        for running, found in ((self.running_mean, mean), (self.running_var, variance * count / max(1, count - 1))):
-            running.lerp_(_narrow(found), momentum)
-        return mean, variance
+            mean, slope = self.running_mean.double(), (self.running_var.double() + self.eps).rsqrt()
+            scale = self.weight.double() * slope
+            torch.stack([mean, slope, scale], out=exact)
+            line.copy_(torch.stack([scale, self.bias - mean * scale, mean]))
+        return _Todo(given, x, self.weight, self.bias, line, exact).pending()
 
 
 class _Todo(Todo):
     """A normalisation to be done."""
 
-    def __init__(self, given: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Numbers, slope: Numbers) -> None:
-        """x: [n, c, h, w] in planes, `given` as it was given; all others [c]. y = (x - mean) slope weight + bias."""
+    def __init__(self, given: Tensor, x: Tensor, weight: Tensor, bias: Tensor, line: Tensor, exact: Tensor) -> None:
+        """x: [n, c, h, w] in planes, `given` as it was given; line and exact: as in `kernels/norm_numbers.py`.
+
+        What happens to weight and bias until it is done does not matter.
+        """
         super().__init__(x)
-        self._given, self._weight, self._bias = given, weight, bias
-        self.mean, self.slope, self.scale = mean, slope, _wide(weight) * slope
-        # y = line[0] x + line[1]; what happens to the weight until then does not matter
-        self.line = np.stack([self.scale, _wide(bias) - mean * self.scale]).astype(np.float32)
+        self._given, self._weight, self._bias, self.line, self.exact = given, weight, bias, line, exact
 
     def result(self) -> Tensor:
-        return self._result(-np.inf)
+        return self._result(-inf)
 
     def rectified(self) -> Tensor:
         return self._result(0.0)
 
     def pending(self) -> Tensor:
         """As `result`, not yet computed."""
-        found: Tensor = _Normalise.apply(self.x, self._weight, self._bias, self, -np.inf, True)
+        found: Tensor = _Normalise.apply(self.x, self._weight, self._bias, self, -inf, True)
         return found
 
     def _result(self, floor: float) -> Tensor:
@@ -107,11 +112,11 @@ class _Normalise(torch.autograd.Function):
     ) -> Tensor | tuple[Tensor, Tensor]:
         ctx.save_for_backward(x)
         ctx.set_materialize_grads(False)
-        ctx.line, ctx.mean, ctx.slope, ctx.scale, ctx.floor = todo.line, todo.mean, todo.slope, todo.scale, floor
+        ctx.line, ctx.exact, ctx.floor = todo.line, todo.exact, floor
         if later:
             return Pending.of(todo, x.shape, x.stride())
         y = _empty_like(x)
-        _run("apply", x, floor, [x, ctx.line, y])
+        _run("apply", CHUNKS, [x, ctx.line, y], _constants(x, floor))
         return y, torch.empty_strided(x.shape, (0, 0, 0, 0))
 
     @staticmethod
@@ -119,44 +124,23 @@ class _Normalise(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor | None, through: Tensor | None = None) -> tuple[Tensor | None, ...]:
         if dy is None:
             return through, *[None] * 5
-        (x,), line, mean, slope, scale = ctx.saved_tensors, ctx.line, ctx.mean, ctx.slope, ctx.scale
-        channels = x.shape[1]
-        dy = _in_order(dy, x)
-        sums = np.zeros((_CHUNKS, 2, channels, host().width), np.float32)
-        _run("back_sums", x, ctx.floor, [x, dy, np.concatenate([line, mean[None]]).astype(np.float32), sums])
-        total, product = sums.sum((0, 3), np.float64)
-        count = x.numel() // channels
-        part = -scale * slope * slope * product / count
-        constant = -scale * total / count - part * mean
-        lines, dx = np.concatenate([line, [scale, part, constant]]).astype(np.float32), _empty_like(x)
+        (x,), line = ctx.saved_tensors, ctx.line
+        channels, constants = x.shape[1], _constants(x, ctx.floor)
+        dy, sums = _in_order(dy, x), _sums(x)
+        _run("back_sums", CHUNKS, [x, dy, line, sums], constants)
+        lines, dweight, dbias = x.new_empty(5, channels), x.new_empty(channels), x.new_empty(channels)
+        _run("backward", 1, [sums, line, ctx.exact, lines, dweight, dbias], constants)
+        dx = _empty_like(x)
         if through is None:
-            _run("back_apply", x, ctx.floor, [x, dy, lines, dx])
+            _run("back_apply", CHUNKS, [x, dy, lines, dx], constants)
         else:
-            _run("back_apply_add", x, ctx.floor, [x, dy, lines, dx, _in_order(through, x)])
-        return dx, _narrow(product * slope), _narrow(total), *[None] * 3
+            _run("back_apply_add", CHUNKS, [x, dy, lines, dx, _in_order(through, x)], constants)
+        return dx, dweight, dbias, *[None] * 3
 
 
 def _in_order(dy: Tensor, x: Tensor) -> Tensor:
     """dy in x's order of memory."""
     return dy if dy.stride() == x.stride() else _empty_like(x).copy_(dy)
-
-
-def statistics(planes: Tensor) -> tuple[Numbers, Numbers]:
-    """Mean and variance of each channel of planes [h, w, c, pitch]: [c] each."""
-    channels = planes.shape[2]
-    near = planes[0, 0, :, 0].contiguous().numpy()  # sums of small numbers lose less
-    sums = np.zeros((_CHUNKS, 2, channels, host().width), np.float32)
-    _run("sums", planes.permute(3, 2, 0, 1), 0.0, [planes, near, sums])
-    total, square = sums.sum((0, 3), np.float64) / (planes.numel() // channels)
-    return near + total, np.maximum(square - total * total, 0)
-
-
-def _wide(tensor: Tensor) -> Numbers:
-    return tensor.detach().numpy().astype(np.float64)
-
-
-def _narrow(numbers: Numbers) -> Tensor:
-    return torch.from_numpy(numbers.astype(np.float32))
 
 
 def _empty_like(x: Tensor) -> Tensor:
@@ -165,21 +149,27 @@ def _empty_like(x: Tensor) -> Tensor:
     return images(ACTIVATIONS.empty(height, width, channels, n), n)
 
 
-def _fits(x: Tensor, weight: Tensor) -> bool:
+def _fits(x: Tensor, weight: Tensor, mean: Tensor) -> bool:
     """Whether the native functions can read it: whole vectors of images in the lanes."""
-    plain = x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu" and type(x) is Tensor
+    plain = x.dtype == weight.dtype == mean.dtype == torch.float32 and x.device.type == "cpu" and type(x) is Tensor
     return (
         plain and x.ndim == 4 and x.numel() > 0 and len(x) % host().width == 0 and x.permute(2, 3, 1, 0).is_contiguous()
     )
 
 
-def _run(name: str, x: Tensor, floor: float, arrays: list[Tensor | np.ndarray]) -> None:
-    """A native function on x: [n, c, h, w]."""
+def _sums(x: Tensor) -> Tensor:
+    """Room for two sums of each channel, [chunks, 2, channels, lanes]."""
+    return ACTIVATIONS.empty(CHUNKS, 2, x.shape[1], host().width)
+
+
+def _constants(x: Tensor, floor: float, eps: float = 0.0, momentum: float = 0.0) -> ctypes.Array[ctypes.c_char]:
+    """What the functions of `kernels/norm.py` and `norm_numbers.py` know of x: [n, c, h, w]."""
     n, channels, height, width = x.shape
-    found: Library = library(host(), kernels)
     positions = height * width
-    numbers = [positions, -(-positions // _CHUNKS), channels, n // host().width, 0]
-    constants = np.array(numbers, np.int64)
-    constants[4:].view(np.float32)[0] = floor
-    buffers = np.array([a.data_ptr() if isinstance(a, Tensor) else a.ctypes.data for a in arrays], np.int64)
-    team.call(found, f"sparsify_norm_{name}", _CHUNKS, buffers, constants)
+    numbers = positions, -(-positions // CHUNKS), channels, n // host().width, floor, eps, momentum
+    return ctypes.create_string_buffer(_LAYOUT.pack(*numbers))
+
+
+def _run(name: str, pieces: int, tensors: list[Tensor], constants: ctypes.Array[ctypes.c_char]) -> None:
+    buffers = [tensor.data_ptr() for tensor in tensors]
+    team.call(library(host(), kernels), f"sparsify_norm_{name}", pieces, buffers, ctypes.addressof(constants))

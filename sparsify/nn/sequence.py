@@ -174,8 +174,8 @@ def _run(product: Products, name: str, blocks: Blocks, hidden: int, buffers: Seq
     """One native function over all panels of the batch."""
     numbers = blocks.numbers(hidden, product.pattern.tiles)
     constants = np.array([numbers.ctypes.data, product.table(blocks.step_lanes()).ctypes.data], np.int64)
-    addresses = np.array([tensor.data_ptr() for tensor in buffers], np.int64)
-    team.call(product.library, f"sparsify_{name}_{blocks.vectors}", blocks.panels, addresses, constants)
+    addresses = [tensor.data_ptr() for tensor in buffers]
+    team.call(product.library, f"sparsify_{name}_{blocks.vectors}", blocks.panels, addresses, constants.ctypes.data)
 
 
 Sums = Callable[[Tensor], Sequence[Tensor]]  # [n, ...] to the sum of each gate [n, hidden], in torch's order of gates

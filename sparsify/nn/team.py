@@ -8,11 +8,10 @@ it cannot be found, the caller's thread does all the work.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from sparsify.engine.library import Library
@@ -20,11 +19,11 @@ from sparsify.engine.library import Library
 _PARALLEL = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
 
 
-def call(library: Library, name: str, pieces: int, buffers: np.ndarray, constants: np.ndarray) -> None:
-    """Share the pieces of a native function out over torch's threads. buffers, constants: int64, read when called."""
-    function = library.address(name)
-    task = np.array([0, pieces, function, buffers.ctypes.data, constants.ctypes.data], np.int64)
-    run(library.address("sparsify_share"), task.ctypes.data, min(pieces, torch.get_num_threads()))
+def call(library: Library, name: str, pieces: int, buffers: Sequence[int], constants: int) -> None:
+    """Share the pieces of a native function out over torch's threads. buffers: addresses, which it gets as an array."""
+    arguments = (ctypes.c_int64 * len(buffers))(*buffers)
+    task = (ctypes.c_int64 * 5)(0, pieces, library.address(name), ctypes.addressof(arguments), constants)
+    run(library.address("sparsify_share"), ctypes.addressof(task), min(pieces, torch.get_num_threads()))
 
 
 def run(share: int, task: int, threads: int) -> None:

@@ -59,6 +59,13 @@ class _Walk:
         places = [b.add(b.mul(body.const(i), self.channels), channel) for i in range(count)]
         return [body.splat(body.load(self.buffers[buffer], place, F32)) for place in places]
 
+    def clear(self, buffer: int) -> None:
+        """Zeros in the chunk's sums."""
+        body, b = self.body, self.body.builder
+        count = b.mul(self.channels, body.const(2))
+        with body.loop(0, count) as row:
+            self.store(body.zeros(), buffer, b.add(b.mul(self.chunk, count), row.index))
+
     @contextmanager
     def sums(self, buffer: int, channel: ir.Value, first: ir.Value) -> Iterator[tuple[Loop, ir.Value]]:
         """Over the vectors from the first on: a loop that carries the chunk's two sums, and the vector's number.
@@ -75,13 +82,15 @@ class _Walk:
 
 
 def _sums(module: Module) -> None:
-    """buffers: x, means, sums: of x - mean and of its square; sums begin as zeros."""
-    walk = _Walk(module, "sums", 3)
+    """buffers: x, sums: of x - near and of its square, near the channel's first number: small ones lose less."""
+    walk = _Walk(module, "sums", 2)
     body, b = walk.body, walk.body.builder
+    walk.clear(1)
+    pitch = b.mul(walk.vectors, body.const(module.width))
     with walk.channel_of_each_position() as (channel, first):
-        (mean,) = walk.coefficients(1, channel, 1)
-        with walk.sums(2, channel, first) as (v, here):
-            centred = b.fsub(walk.load(0, here), mean)
+        near = body.splat(body.load(walk.buffers[0], b.mul(channel, pitch), F32))
+        with walk.sums(1, channel, first) as (v, here):
+            centred = b.fsub(walk.load(0, here), near)
             v.following = [b.fadd(v.state[0], centred), body.fma(centred, centred, v.state[1])]
     body.done()
 
@@ -108,6 +117,7 @@ def _back_sums(module: Module) -> None:
     """buffers: x, dy, [scale, shift, mean], sums: of the gradient and of its product with x - mean."""
     walk = _Walk(module, "back_sums", 4)
     body, b = walk.body, walk.body.builder
+    walk.clear(3)
     with walk.channel_of_each_position() as (channel, first):
         scale, shift, mean = walk.coefficients(2, channel, 3)
         with walk.sums(3, channel, first) as (v, here):
