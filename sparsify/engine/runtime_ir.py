@@ -10,7 +10,8 @@ A job is an int64 array, each counter on a cache line of its own:
 
 Counters carry the generation in their upper half, so that a thread that comes late from an earlier run
 notices and leaves instead of taking tiles of a run that it does not belong to. A thread that never comes
-harms nobody: the others take its share. Only a thread that holds a tile is waited for.
+harms nobody: the others take its share, but only after some microseconds, because what it reads and writes lies in its
+core's caches, now and in the stages to come. Only a thread that holds a tile is waited for.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from sparsify.engine.ir import I64, POINTER, STAGE_TYPE, Body, Module
 LINE = 8  # int64 in a cache line
 JOB = 8  # int64 in a job's head
 RECORD = 5
+_PATIENCE = 64  # part of the pauses before a waiting thread yields, after which it takes another one's tiles
 POOL_TICKET, POOL_JOB, POOL_ACTIVE, POOL_PARKED = 0, LINE, 2 * LINE, 3 * LINE
 
 
@@ -73,16 +75,20 @@ def _take_part(module: Module) -> None:
     _, stages, threads = body.numbers(job, 3)
     records, counters, clock = (body.load(job, i, POINTER, align=8) for i in (3, 4, 5))
     spins = body.load(job, 6, I64, align=8)
+    patience = builder.udiv(spins, body.const(_PATIENCE))
     leave = builder.append_basic_block("leave")
     row = builder.mul(builder.add(threads, body.const(1)), body.const(LINE))
     with body.loop(0, stages) as stage:
         record = body.at(records, builder.mul(stage.index, body.const(RECORD)), I64)
         done = body.at(counters, builder.mul(stage.index, row), I64)
         tiles = body.load(record, 3, I64, align=8)
-        with body.loop(0, threads) as other:
-            victim = builder.urem(builder.add(thread, other.index), threads)
-            _drain(body, record, done, victim, generation, leave)
-        _await(body, done, tiles, spins, generation, leave)
+        _drain(body, record, done, thread, generation, leave)
+        met = _await(body, done, tiles, patience, spins, generation, leave)
+        with builder.if_then(builder.not_(met)):
+            with body.loop(1, threads) as other:
+                victim = builder.urem(builder.add(thread, other.index), threads)
+                _drain(body, record, done, victim, generation, leave)
+            _await(body, done, tiles, None, spins, generation, leave)
         with builder.if_then(builder.icmp_signed("==", thread, body.const(0))):
             body.store(_clock(body), clock, builder.add(stage.index, body.const(1)), align=8)
     builder.branch(leave)
@@ -126,8 +132,11 @@ def _drain(
         builder.atomic_rmw("add", done, ran, "acq_rel")
 
 
-def _await(body: Body, done: ir.Value, tiles: ir.Value, spins: ir.Value, generation: ir.Value, leave: ir.Block) -> None:
-    """Wait until every tile of the stage is done."""
+def _await(
+    body: Body, done: ir.Value, tiles: ir.Value, patience: ir.Value | None, spins: ir.Value, generation: ir.Value,
+    leave: ir.Block,
+) -> ir.Value:  # fmt: skip
+    """Wait until every tile of the stage is done, or for so many turns; returns whether they are."""
     builder = body.builder
     before = builder.block
     look, current, again, over = (builder.append_basic_block(n) for n in ("look", "waiting", "again", "met"))
@@ -140,12 +149,14 @@ def _await(body: Body, done: ir.Value, tiles: ir.Value, spins: ir.Value, generat
     builder.cbranch(same, current, leave)
     builder.position_at_end(current)
     met = builder.icmp_unsigned("==", builder.and_(seen, body.const(0xFFFFFFFF)), tiles)
-    builder.cbranch(met, over, again)
+    ends = met if patience is None else builder.or_(met, builder.icmp_signed(">=", turn, patience))
+    builder.cbranch(ends, over, again)
     builder.position_at_end(again)
     builder.call(body.module.llvm.globals["sparsify_relax"], [turn, spins])
     turn.add_incoming(builder.add(turn, body.const(1)), builder.block)
     builder.branch(look)
     builder.position_at_end(over)
+    return met
 
 
 def _start(module: Module) -> None:
