@@ -6,7 +6,8 @@ Each turn of its only loop keeps one vector of every row of the block in registe
 every column that any of the rows uses is loaded once and multiplied into the rows that use it, and they
 leave through residual, clamp and a masked store. The stream holds what a turn reads in the order of use:
 
-    stream = low, high, 6 unused, 8 bit values (AVX2's masks), bias [rows], weight [non-zeros]
+    stream = low, high, 6 unused, 8 bit values (AVX2's masks), weight [non-zeros], bias [rows]
+    positions = int32 [vectors, 4]: input offset, output offset, mask bits, offset of an output worth fetching
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ TYPE = ir.FunctionType(ir.VoidType(), [POINTER, POINTER, POINTER, POINTER, I64, 
 STREAM_HEAD = 16  # floats before the bias
 _LINE = 64  # bytes
 _LOCATE = bytes.fromhex("4863014801f84c6351044901f2")  # rax = input, r10 = output + the table's offsets
+_AHEAD = bytes.fromhex("4863410c4801f0")  # rax = output + the offset that the table has for fetching
 _RESIDUAL = bytes.fromhex("486341044c01c8")  # rax = residual + the table's output offset
 _SAVE, _RESTORE = b"\x53\x55", b"\x5d\x5b"  # rbx and rbp
 _NEXT = bytes.fromhex("4883c11049ffc8")  # next position, one fewer to go
@@ -65,11 +67,11 @@ def stream(strip: Sequence[Rows], bias: np.ndarray, epilogue: Epilogue) -> np.nd
 
 def straight(
     strip: Sequence[Rows], encoder: Encoder, channel: int, epilogue: Epilogue, part: Part | None = None,
-    ahead: int = 0, turns: int = 1,
+    ahead: bool = False, turns: int = 1,
 ) -> bytes:  # fmt: skip
     """The code of one strip of blocks, or a part of it: at each vector of positions one block comes after the
     other, so that what they read is fetched from the second-level cache once. `channel`: floats from one output
-    row's plane to the next; `ahead`: bytes from here to outputs that are worth fetching already, 0 for none.
+    row's plane to the next; `ahead`: whether outputs are fetched where the table says so.
 
     Meanwhile what lies behind its code and its stream, as much as they are long, comes into the second-level cache,
     spread over `turns` vectors: those are the next strip's. A core fetches instructions from further away one line at
@@ -91,13 +93,13 @@ def straight(
         accumulators = np.arange(block.count)
         there = (block.first + accumulators) * channel * 4
         body += [
+            _AHEAD + fetch(RAX, there).tobytes() if ahead and part.first else b"",
             _LOCATE,
             (
                 encoder.constant(accumulators, bias + block.first + accumulators)
                 if part.first
                 else encoder.load(accumulators, R10, there)
             ).tobytes(),
-            fetch(R10, there + ahead).tobytes() if ahead and part.first else b"",
             _products(block, encoder, index, mine).tobytes(),
             finish(there, encoder, rest),
         ]

@@ -38,8 +38,8 @@ def _modrm(register: Numbers, base: int, mode: int) -> Numbers:
 
 
 def fetch(base: int, displacement: Numbers) -> np.ndarray:
-    """Bring a line that will be written into the first-level cache (prefetchw); `base` is r8 to r15."""
-    return _rows(0x41, 0x0F, 0x0D, _modrm(1, base, 2), *_disp32(displacement))
+    """Bring a line that will be written into the first-level cache (prefetchw); `base` is none of r8 to r15."""
+    return _rows(0x0F, 0x0D, _modrm(1, base, 2), *_disp32(displacement))
 
 
 def soon(base: int, displacement: Numbers) -> np.ndarray:

@@ -102,6 +102,10 @@ def blocked_stage(
     output = len(reads)
     added = 1 if residual is not None else output
     parameters = np.array([blocks, blocked.parts, panel, vectors, output, added], np.int64)
+    table, soon = layer.where.table.copy(), np.arange(vectors) + 1
+    if layer.output.lanes == 1:  # not of the next panel: another core may be writing to it
+        soon = np.minimum(soon + 1, (soon - 1) // panel * panel + panel - 1)
+    table[:, 3] = table[np.minimum(soon, vectors - 1), 1]
     flops = 2.0 * layer.nonzeros * layer.where.useful
     layouts = {operation.input: layer.input, operation.output: layer.output}
     if residual is not None:
@@ -112,7 +116,7 @@ def blocked_stage(
         reads=reads,
         writes=(operation.output,),
         tiles=blocks * -(-vectors // panel),
-        constants=(parameters, blocked.records, layer.where.table, blocked.stream),
+        constants=(parameters, blocked.records, table, blocked.stream),
         layouts=layouts,
         replaces=residual,
         code=blocked.code,

@@ -72,8 +72,7 @@ def _compile(operation: Convolution | Linear, layer: Layer, encode: Encoder, con
     # many rows write at a time, more streams than the hardware foresees.
     residual = operation.epilogue.residual is not None
     many = layer.output.lanes == 1 and len(strips[0]) > 1
-    far = 2 * encode.width if layer.output.lanes == 1 else layer.output.step
-    ahead = far * 4 if residual or many or layer.output.channels > layer.input.channels else 0
+    ahead = residual or many or layer.output.channels > layer.input.channels
     turns = panel_length(layer, context, len(strips))
     pieces, streams, records, length, floats = [], [], [], 0, 0
     for inner in strips:
