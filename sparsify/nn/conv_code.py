@@ -29,6 +29,8 @@ _R11_RDX = b"\x49\x89\xd3"  # mov r11, rdx
 _SOURCE = b"\x48\x8b\x81"  # mov rax, [rcx + number]
 _SKIP = b"\x48\x85\xc0\x0f\x88"  # test rax, rax; js number
 _NEXT_SOURCES = b"\x48\x81\xc1"  # add rcx, number
+_FETCH_INPUT = b"\x0f\x18\x88"  # prefetcht0 [rax + number]
+_FETCH_OUTPUT = b"\x0f\x0d\x8e"  # prefetchw [rsi + number]
 _NEXT_OUTPUT = b"\x48\x81\xc6"  # add rsi, number
 
 
@@ -63,7 +65,15 @@ class Program:
     records: np.ndarray
 
 
-def sums(entries: Entries, pitch: int, encoder: Encoder) -> Program:
+@dataclass(frozen=True, eq=False)
+class Ahead:
+    """What functions fetch long before it is read or written, in bytes from where they work."""
+
+    inputs: np.ndarray  # int64 [taps]: from each tap's input to channels that will be read first
+    output: int
+
+
+def sums(entries: Entries, pitch: int, encoder: Encoder, ahead: Ahead | None = None) -> Program:
     """Functions that each write a block of rows, or add some of its columns to it. pitch: floats of a plane."""
     block = entries.row // encoder.rows
     order = entries.order(block)
@@ -73,7 +83,8 @@ def sums(entries: Entries, pitch: int, encoder: Encoder) -> Program:
     for start, a, b in zip(starts.tolist(), edges[:-1], edges[1:], strict=True):
         height = min(encoder.rows, entries.rows - start)
         for number, chosen in enumerate(np.array_split(order[a:b], max(1, -(-(b - a) // _PART)))):
-            text = _sum(entries, chosen, start, height, number == 0, pitch, encoder)
+            lines = _lines(entries, start, height, pitch * 4, ahead) if ahead and number == 0 else None
+            text = _sum(entries, chosen, start, height, number == 0, pitch, encoder, lines)
             biases = len(entries.row) + start + np.arange(height if number == 0 else 0)
             stream = np.concatenate([biases, chosen])
             stream = np.concatenate([stream, np.zeros(-len(stream) % 16, np.int64)])
@@ -86,15 +97,16 @@ def sums(entries: Entries, pitch: int, encoder: Encoder) -> Program:
 
 
 def _sum(
-    entries: Entries, chosen: np.ndarray, start: int, height: int, first: bool, pitch: int, encoder: Encoder
-) -> bytes:
+    entries: Entries, chosen: np.ndarray, start: int, height: int, first: bool, pitch: int, encoder: Encoder,
+    lines: np.ndarray | None,
+) -> bytes:  # fmt: skip
     """One function: rows start to start + height; the `first` of them begins at the bias, others where y stands."""
     plane, vector, registers = pitch * 4, encoder.width * 4, np.arange(height)
     if first:
         begin = encoder.constant(registers, registers).tobytes()
     else:
         begin = encoder.load(registers, _RSI, registers * plane).tobytes()
-    body = begin + _taps(entries, chosen, start, height if first else 0, plane, encoder)
+    body = begin + _taps(entries, chosen, start, height if first else 0, plane, encoder, lines)
     body += encoder.store(registers, _RSI, registers * plane).tobytes()
     body += b"\x48\x83\xc7" + bytes([vector]) + b"\x48\x83\xc6" + bytes([vector])  # add rdi, vector; add rsi, vector
     position = b"\x41\xba" + _number(pitch // encoder.width) + _loop(body + b"\x49\xff\xca")  # r10: vectors left
@@ -104,7 +116,25 @@ def _sum(
     return text + b"\xcc" * (-len(text) % 64)
 
 
-def _taps(entries: Entries, chosen: np.ndarray, start: int, head: int, plane: int, encoder: Encoder) -> bytes:
+def _lines(entries: Entries, start: int, height: int, plane: int, ahead: Ahead) -> np.ndarray:
+    """Instructions that fetch the lines ahead of a vector, shared out over the taps: uint8 [taps, bytes].
+
+    Those of the input are left to the first block of rows.
+    """
+    taps = np.arange(entries.taps)[:, None]
+    rows = np.minimum(taps + entries.taps * np.arange(-(-height // entries.taps)), height - 1)
+    parts = [b"".join(_FETCH_OUTPUT + _number(r * plane + ahead.output) for r in of) for of in rows.tolist()]
+    if start == 0:
+        columns = np.minimum(taps + entries.taps * np.arange(-(-entries.columns // entries.taps)), entries.columns - 1)
+        places = (columns * plane + ahead.inputs[:, None]).tolist()
+        parts = [p + b"".join(_FETCH_INPUT + _number(n) for n in of) for p, of in zip(parts, places, strict=True)]
+    return np.frombuffer(b"".join(parts), np.uint8).reshape(entries.taps, -1)
+
+
+def _taps(
+    entries: Entries, chosen: np.ndarray, start: int, head: int, plane: int, encoder: Encoder,
+    lines: np.ndarray | None = None,
+) -> bytes:  # fmt: skip
     """Loads and multiplications, tap by tap; taps outside the image are jumped over. head: floats before the values."""
     if not len(chosen):
         return b""
@@ -125,10 +155,12 @@ def _taps(entries: Entries, chosen: np.ndarray, start: int, head: int, plane: in
         _SKIP,
         _numbers(tap[firsts]),
         _ADD_RAX_RDI,
-        b"\x49\x8d\x93",
+        b"\x49\x8d\x93",  # lea rdx, [r11 + number]
         stream,
     ]
-    headers = _beside(len(firsts), parts)  # the last: lea rdx, [r11 + number]
+    if lines is not None:
+        parts.append(lines[tap[firsts]])
+    headers = _beside(len(firsts), parts)
     sizes = (
         products.shape[1] + loads.shape[1] * opens + step.shape[1] * steps + headers.shape[1] * fresh
     )  # bytes of each non-zero

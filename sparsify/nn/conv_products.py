@@ -15,12 +15,13 @@ from sparsify.engine.library import library
 from sparsify.engine.memory import Code
 from sparsify.engine.target import Target, host
 from sparsify.nn import kernels, team
-from sparsify.nn.conv_code import Entries, Program, products, sums
+from sparsify.nn.conv_code import Ahead, Entries, Program, products, sums
 from sparsify.nn.conv_pattern import ConvPattern, Geometry
 from sparsify.nn.memory import ACTIVATIONS
 
 _TILE = {"sums": 4, "products": 1}  # positions that one function goes over before the next one does
 _NEAR = 640 << 10  # bytes of input that a strip of the image is as wide as to read again and again
+_POSITIONS = 2  # that sums fetch ahead
 _FETCHED = 6 << 20  # bytes of planes from which on a core's caches do not hold them and the next ones are fetched early
 _CHUNKS = 8  # of positions, shared out over threads
 _SUMS = 1 << 20  # bytes of sums of the weight gradient that exist at a time
@@ -114,7 +115,10 @@ class ConvProducts:
         assert found is not None
         entries = self._turned if name == "input" else self._entries
         table = _table(self.geometry, sizes, entries.columns, name == "input")
-        program = (products if name == "weight" else sums)(entries, sizes.pitch, found)
+        if name == "weight":
+            program = products(entries, sizes.pitch, found)
+        else:
+            program = sums(entries, sizes.pitch, found, _ahead(table, entries, sizes.pitch))
         kind, geometry = "products" if name == "weight" else "sums", self.geometry
         height, width = (sizes.height, sizes.width) if name == "input" else geometry.output(sizes.height, sizes.width)
         near = _NEAR // (geometry.kernel[0] * entries.columns * sizes.pitch * 4) - geometry.kernel[1] + 1
@@ -128,6 +132,15 @@ def _table(geometry: Geometry, sizes: Sizes, channels: int, turned: bool) -> np.
     places = geometry.readers if turned else geometry.sources
     found = places(sizes.height, sizes.width)
     return np.where(found < 0, -1, found * channels * sizes.pitch * 4)
+
+
+def _ahead(table: np.ndarray, entries: Entries, pitch: int) -> Ahead | None:
+    """What sums fetch early; None where the caches hold it."""
+    inside = table[(table >= 0).all(1)]
+    if len(table) * entries.rows * pitch * 4 < _FETCHED or not len(inside):
+        return None
+    step = _POSITIONS * pitch * 4
+    return Ahead(inside[0, -1] - inside[0] + step * entries.columns, step * entries.rows)
 
 
 def _tiles(height: int, width: int, strip: int, most: int) -> np.ndarray:
