@@ -88,7 +88,7 @@ def test_all_three_products_are_those_of_plain_loops(
 
 
 def test_many_non_zeros_are_cut_into_parts(monkeypatch):
-    """Of code: more than one function has, and more than its stream's step in every tap; and of sums; all fetched early."""
+    """Of code: more than one function has, and than its stream steps over in a tap; and of sums; all fetched early."""
     monkeypatch.setattr(conv_products, "_SUMS", 1 << 18)
     monkeypatch.setattr(conv_products, "_FETCHED", 0)
     shape, geometry = (64, 80, 3, 3), Geometry((3, 3), (1, 1), (1, 1))
