@@ -16,12 +16,12 @@ from sparsify.formats import SparseModel, Written, load_format, read_model
 from sparsify.recipe import Recipe, load_recipe, recipe_names
 from sparsify.references import is_reference
 from sparsify.registry import names, unknown
-from sparsify.topology.layers import find_layers
 from sparsify.training import run_folder
 from sparsify.training.checkpoint import read_checkpoint
-from sparsify.training.compute import fitted
+from sparsify.training.compute import fitted, positions_of
 from sparsify.training.loop import Result
 from sparsify.training.snapshot import build_network, initial_snapshot, snapshot
+from sparsify.training.sparse_network import build_sparse_network
 
 
 def open_source(source: str | Path | Result, changes: Sequence[str] = (), scan: bool = False) -> SparseModel:
@@ -138,15 +138,16 @@ def _open_run(folder: Path, scan: bool) -> SparseModel:
         return _with_network(read_model(file, scan), load_recipe(folder / run_folder.RECIPE))
     recipe = load_recipe(folder / run_folder.RECIPE)
     info = data_info(recipe.data.name, recipe.data.options)
-    model, layers, masks = build_network(recipe, info)
     checkpoint = folder / run_folder.CHECKPOINT
     if not checkpoint.is_file():
-        return snapshot(model, layers, masks, recipe, info, "initialised")
-    content = fitted(read_checkpoint(checkpoint), model, masks)
+        return snapshot(*build_network(recipe, info), recipe, info, "initialised")
+    content = read_checkpoint(checkpoint)
+    model, layers, masks = (build_sparse_network if content.get("sparse") else build_network)(recipe, info)
+    content = fitted(content, model, masks)
     model.load_state_dict(content["model"])
-    layers = find_layers(model, info.zeros(), recipe.topology.layers)
+    masks = replace(masks, tensors=content["masks"], positions=positions_of(model))
     progress = {"steps": content["progress"]["step"], "updates": content["progress"]["updates"]}
-    return snapshot(model, layers, replace(masks, tensors=content["masks"]), recipe, info, "in training", progress)
+    return snapshot(model, layers, masks, recipe, info, "in training", progress)
 
 
 def _with_network(model: SparseModel, recipe: Recipe) -> SparseModel:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+import signal
 import sys
 import tracemalloc
 from collections.abc import Callable
@@ -15,18 +16,21 @@ import torch
 from torch import nn
 
 from sparsify.data import data_info
+from sparsify.errors import InterruptedTraining
 from sparsify.formats import Written, _bits, _packed, _positions, _writer, load_format, read_model
 from sparsify.nn import SparseConv2d, SparseLayer, SparseLinear, conv_products, growth, sparse_layers
 from sparsify.recipe import load_recipe
-from sparsify.report.inspection import inspect
+from sparsify.report.inspection import Inspection, inspect
 from sparsify.sources import export
 from sparsify.topology import select
 from sparsify.topology.costs import Layer
 from sparsify.topology.masks import Masks
 from sparsify.topology.schedules import UpdateSchedule
 from sparsify.topology.select import random_positions
+from sparsify.training import deferred
 from sparsify.training.checkpoint import Window, load_checkpoint, read_checkpoint, save_checkpoint
 from sparsify.training.compute import positions_of
+from sparsify.training.loop import training
 from sparsify.training.slots import slots
 from sparsify.training.snapshot import load_method, snapshot
 from sparsify.training.step import Topology, TrainState, finish_step, record_gradients
@@ -166,6 +170,39 @@ def test_a_packed_model_is_written_counted_and_exported_in_parts(tmp_path, monke
     assert written.size < SIZE * SIZE / 8 and again.read_bytes() == path.read_bytes()
     assert peak < SIZE * SIZE, f"{peak} bytes, and the weight has {SIZE * SIZE * 4}"
     assert np.array_equal(read_model(path).tensors["0.weight"], model[0].to_dense().numpy())
+
+
+def test_an_unfinished_run_is_inspected_and_exported_in_parts(tmp_path, monkeypatch):
+    """From the checkpoint to the packed file."""
+    wide = 3 * SIZE // 2
+    changes = [f"model.hidden=[{wide}, {wide}]", "topology.sparsity=0.995", "topology.delta_t=2"]
+    recipe = load_recipe(None, [*changes, "topology.layers={'*5.weight' = 'dense'}", "training.steps=9"])
+    monkeypatch.setattr(deferred, "LARGE", 1 << 14)
+    for module, name in ((_positions, "PART"), (_positions, "BLOCK"), (_writer, "SHIFT"), (deferred, "_PART")):
+        monkeypatch.setattr(module, name, 1 << 14)
+    monkeypatch.setattr(select, "_PERMUTED", 0)
+    with pytest.raises(InterruptedTraining):
+        for progress in training(recipe, tmp_path / "run", compute="sparse"):
+            if progress.step == 4:
+                signal.raise_signal(signal.SIGTERM)
+
+    def write() -> Inspection:
+        found = inspect(tmp_path / "run")
+        written = export(tmp_path / "run", out=tmp_path / "run.sparse.safetensors", packed=True, force=True)
+        assert written.digest == found.mask_digest == inspect(tmp_path / "run.sparse.safetensors").mask_digest
+        return found
+
+    write()  # what is imported once is there now
+    tracemalloc.start()
+    try:
+        with Watcher() as watcher:
+            found = write()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found.facts["origin"] == "in training" and found.nonzeros < wide * wide / 16
+    assert watcher.largest < wide * wide / 8
+    assert peak < wide * wide, f"{peak} bytes, and the weight has {wide * wide * 4}"
 
 
 def test_the_experiment_runs(monkeypatch, capsys):
