@@ -49,6 +49,9 @@ class Experiment:
     paper: Mapping[tuple[str, str], float] = field(default_factory=dict)  # (row, column) -> the paper's figure
     paper_source: str = ""
     findings: Callable[[Mapping[str, Any]], list[str]] | None = None  # sentences computed from the results
+    parts: int = 10  # of a run, that the training loss is averaged over
+    picture: Callable[[Mapping[str, Any], Path], None] | None = None  # draws the results into an .svg file
+    caption: str = ""
 
 
 def run(experiment: Experiment) -> None:
@@ -69,6 +72,9 @@ def run(experiment: Experiment) -> None:
             for row in _chosen(experiment.rows, given.rows):
                 for column in _chosen(experiment.columns, given.columns):
                     _train_cell(experiment, row, column, seed, given)
+    stored = given.results / f"{experiment.name}.json"
+    if experiment.picture is not None and stored.is_file():
+        experiment.picture(json.loads(stored.read_text()), stored.with_suffix(".svg"))
     write_report(given.results)
 
 
@@ -92,7 +98,7 @@ def _train_cell(experiment: Experiment, row: str, column: str, seed: int, given:
     if not run_folder.model_file(place).is_file():
         sparsify.train(recipe, place, data=given.data, resume=not whole, compute=experiment.compute.get((row, column)))
     lines = read_metrics(place)
-    line = lines[-1] | {"losses": tenths(lines), "unevenness": unevenness(place)}
+    line = lines[-1] | {"losses": parts(lines, experiment.parts), "unevenness": unevenness(place)}
     if whole:  # what other programs take of the machine does not count
         line["cpu_seconds"] = round(time.process_time() - began, 1)
     kept = ("test_loss", "test_accuracy", "sparsity", "step", "training_flops", "loss", "losses", "unevenness")
@@ -104,13 +110,13 @@ def _train_cell(experiment: Experiment, row: str, column: str, seed: int, given:
     write_json(path, results)
 
 
-def tenths(lines: Sequence[Mapping[str, Any]]) -> list[float]:
-    """The mean training loss in each tenth of a run, of its metrics' lines; each is the mean since the one before."""
-    last, sums, counts = lines[-1]["step"], [0.0] * 10, [0] * 10
+def parts(lines: Sequence[Mapping[str, Any]], number: int) -> list[float]:
+    """The mean training loss in each of a run's equal parts, of its metrics' lines; each is the mean since the last."""
+    last, sums, counts = lines[-1]["step"], [0.0] * number, [0] * number
     for before, line in zip([{"step": 0}, *lines], lines, strict=False):
-        tenth, steps = (line["step"] - 1) * 10 // last, line["step"] - before["step"]
-        sums[tenth] += line["loss"] * steps
-        counts[tenth] += steps
+        part, steps = (line["step"] - 1) * number // last, line["step"] - before["step"]
+        sums[part] += line["loss"] * steps
+        counts[part] += steps
     return [round(total / count, 4) for total, count in zip(sums, counts, strict=True) if count]
 
 
@@ -171,6 +177,8 @@ and *behind* are differences of more than two standard errors, paired by seed.""
 def table_page(experiment: Experiment, found: Mapping[str, Any]) -> str:
     """An experiment's table in Markdown, its findings, and the command that fills it."""
     lines = [f"## {experiment.title}", "", experiment.text, ""]
+    if experiment.picture is not None and found:
+        lines += [f"![{experiment.caption}](experiments/results/{experiment.name}.svg)", ""]
     lines.append("| | " + " | ".join(experiment.columns) + " |")
     lines.append("|---" * (len(experiment.columns) + 1) + "|")
     for row in experiment.rows:
