@@ -93,7 +93,7 @@ def report(found: Mapping[str, Any]) -> str:
         "",
         f"Medians of {len(rounds)} rounds in which all take turns, {found['threads']} threads; in brackets the least "
         "and the most of a round. What updates\nalso has what the next step takes more because its connections are new."
-        " Evaluation does not count. Dense and masked\nhave their channels last. `python experiments/epochs_an_hour.py`",
+        " Evaluation does not count. Dense and\nmasked have channels last. `python experiments/epochs_an_hour.py`",
     ]
     return "\n".join(text)
 
