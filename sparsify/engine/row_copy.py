@@ -13,7 +13,7 @@ from sparsify.engine.layout import LINE
 
 STEPS = (1, 2, 0)  # columns from one element of a phase to the next; 0: any number, one element at a time
 _TILE = 8192  # elements that make a tile worth its claim
-_BANDS = 8  # of rows, so that what a thread copies is more or less what it has written and will read
+_BANDS, _LEAST = 4, 3  # bands, and rows of each: so a thread copies more or less what it has written and will read
 
 
 def function(prefix: str, step: int) -> str:
@@ -31,7 +31,7 @@ def cut(
     """
     n, c, h, w = shape
     rows = -(-h // phases[0])  # of a phase
-    bands = max(1, min(rows, _BANDS, n * c * h * w // _TILE))
+    bands = max(1, min(rows // _LEAST, _BANDS, n * c * h * w // _TILE))
     band = -(-rows // bands)
     bands = -(-rows // band)
     together = max(1, min(c, _TILE // (n * band * phases[0] * w)))
