@@ -74,7 +74,7 @@ class ConvProducts:
 
     def stream(self, values: Tensor, bias: Tensor, sizes: Sizes) -> Tensor:
         """[nnz] and [out] in the order in which `forward` reads them: a copy, which later changes do not touch."""
-        return torch.cat([values, bias])[self._call("forward", sizes).gather]
+        return torch.cat([values, bias]).index_select(0, self._call("forward", sizes).gather)
 
     def forward(self, x: Tensor, stream: Tensor, sizes: Sizes, added: Tensor | None = None) -> Tensor:
         """Planes [h, w, in, pitch] to planes [h', w', out, pitch], to which `added` is added if it is given."""
@@ -86,23 +86,22 @@ class ConvProducts:
         """Planes [h', w', out, pitch], [nnz] to planes [h, w, in, pitch]."""
         dx = ACTIVATIONS.empty(sizes.height, sizes.width, self._entries.columns, sizes.pitch)
         call = self._call("input", sizes)
-        call.run([dy, dx, torch.cat([values, values.new_zeros(self._entries.columns)])[call.gather]])
+        stream = torch.cat([values, values.new_zeros(self._entries.columns)]).index_select(0, call.gather)
+        call.run([dy, dx, stream])
         return dx
 
     def weight_gradient(self, x: Tensor, dy: Tensor, sizes: Sizes) -> Tensor:
         """Gradients of the values, [nnz]."""
-        dw = x.new_empty(self.pattern.count)
+        dw = x.new_empty(self.pattern.count)  # in the order of the code
         if not self.pattern.count:
             return dw
         call = self._call("weight", sizes)
-        for functions, (first, last) in call.groups():
-            sums, found = (
-                x.new_empty(call.chunks, last - first, self.target.width),
-                x.new_empty(call.chunks, last - first),
-            )
+        for functions, (first, last) in call.groups:
+            sums = ACTIVATIONS.empty(call.chunks, last - first, self.target.width)
+            found = x.new_empty(call.chunks, last - first)
             call.run([x, dy, sums, found], functions)
-            dw.index_copy_(0, call.gather[first:last], found.sum(0))
-        return dw
+            torch.sum(found, 0, out=dw[first:last])
+        return dw.index_select(0, call.back)
 
     def _call(self, name: str, sizes: Sizes) -> _Call:
         call = self._calls.get((name, sizes))
@@ -165,12 +164,17 @@ class _Call:
         lanes = owner.pattern.count * self._lane
         self.chunks = _CHUNKS if kind == "sums" else min(4, max(1, _SUMS // 2 // max(1, lanes)))
         self.gather = torch.from_numpy(program.gather)
+        if kind == "products":  # whose gather is a permutation, and back the way back
+            self.back = torch.empty_like(self.gather)
+            self.back[self.gather] = torch.arange(len(self.gather))
         self._starts = (
             np.append(program.records[:, 2] // self._lane, owner.pattern.count) if kind == "products" else None
         )
         fetches = int(positions * step >= _FETCHED)
         numbers = [len(program.records), len(tiles), -(-len(tiles) // self.chunks), step, taps * 8, 0, 0, 1, fetches]
-        self._parameters, self._shares = np.array(numbers, np.int64), np.zeros(1, np.int64)
+        self._parameters = np.array(numbers, np.int64)
+        self._splits: dict[tuple[tuple[int, int], int], tuple[np.ndarray, int, int]] = {}
+        self.groups = [] if self._starts is None else list(self._groups(self._starts))
         self._arrays = [self._parameters, np.ascontiguousarray(program.records), table]
         self._code = Code(program.code)
         first = [array.ctypes.data for array in self._arrays]
@@ -183,26 +187,32 @@ class _Call:
         self._share = owner.library.address("sparsify_share")
         self._is_small = lanes // 4 * positions < _ALONE
 
-    def groups(self) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
-        """Functions of products whose sums exist at a time, and their non-zeros."""
-        assert self._starts is not None
-        most, starts, first = _SUMS // self._lane, self._starts, 0
+    def _groups(self, starts: np.ndarray) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+        """Functions of products whose sums exist at a time, and their non-zeros. starts: where a function's begin."""
+        most, first = _SUMS // self._lane, 0
         while first < len(starts) - 1:
             last = max(first + 1, int(np.searchsorted(starts, starts[first] + most, side="right")) - 1)
             yield (first, last), (int(starts[first]), int(starts[last]))
             first = last
+
+    def _split(self, functions: tuple[int, int], shares: int) -> tuple[np.ndarray, int, int]:
+        """Where each share of some functions begins, and their first and last non-zero; kept for the next step."""
+        if (functions, shares) not in self._splits:
+            assert self._starts is not None
+            first, last = (int(self._starts[function]) for function in functions)
+            split = np.searchsorted(self._starts, np.linspace(first, last, shares + 1)), first, last
+            self._splits[functions, shares] = split
+        return self._splits[functions, shares]
 
     def run(self, tensors: Sequence[Tensor], functions: tuple[int, int] | None = None) -> None:
         """tensors: x, y, the stream and what is added to y, if anything is; or x, dy, sums and dw of `functions`."""
         threads = 1 if self._is_small else torch.get_num_threads()
         pieces = self.chunks
         if functions is not None:
-            assert self._starts is not None
             shares = -(-threads // self.chunks)  # where chunks are too few, threads share out the functions
-            first, last = self._starts[functions[0]], self._starts[functions[1]]
-            self._shares = np.searchsorted(self._starts, np.linspace(first, last, shares + 1))
+            split, first, last = self._split(functions, shares)
             self._parameters[5:8] = last - first, first, shares
-            self._constants[-2] = self._shares.ctypes.data
+            self._constants[-2] = split.ctypes.data
             pieces = self.chunks * shares
         self._task[:2] = 0, pieces
         self._buffers[:] = 0
