@@ -7,23 +7,26 @@ of a tile go over it; the rows' sums wait in the output.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
 from llvmlite import ir
 
 from sparsify.engine.ir import F32, I16, I32, I64, Body, Module
-from sparsify.engine.layout import LINE
+from sparsify.engine.layout import LINE, up
 from sparsify.engine.program import Convolution, Linear, Operation
 from sparsify.engine.sliding import Entries, entries
 from sparsify.engine.stage import Context, Proposal, Stage
+from sparsify.engine.target import Level
 from sparsify.engine.tiles import Layer, prepare
 
 _MOST = 8  # vectors of positions in registers
-_CHAIN = {1: 4, 2: 4, 3: 2, 4: 2}  # sums for each of them, so that additions do not wait for each other
+_SUMS: dict[Level, int] = {"avx512": 28, "avx2": 13, "generic": 13}  # registers for them: operands need the rest
 _CACHE = {True: 80 << 10, False: 40 << 10}  # bytes of input in a block of columns, by whether it has one tap
 _NEAREST = 44 << 10  # bytes of input in a block of columns where images lie side by side
 _PIECE = 18  # non-zeros of a row in such a block that are worth its beginning and end
+_AHEAD = 4 << 10  # bytes of weights
 _SPAN = 1 << 16  # floats that an offset reaches
 _LOADS, _STREAM = 6.0e9, 11e9  # loads, and bytes of weights, a second and thread
 
@@ -59,6 +62,7 @@ class _Shape:
     span: int  # floats of input in a block of columns
     blocks: int
     rows: int  # in a tile
+    together: int  # rows in work at a time
 
 
 def _shape(operation: Convolution | Linear, layer: Layer, context: Context) -> _Shape:
@@ -78,15 +82,24 @@ def _shape(operation: Convolution | Linear, layer: Layer, context: Context) -> _
     channels = max(1, min(channels, _SPAN // channel - 2))
     blocks = -(-layer.input.channels // channels)
     tiles = max(1, -(-context.threads * context.tuning.tiles_per_thread // groups))
-    return _Shape(vectors, groups, channels * channel, blocks, -(-len(operation.weight) // tiles))
+    together = _together(vectors, context.target.level)
+    rows = up(-(-len(operation.weight) // tiles), together)
+    return _Shape(vectors, groups, channels * channel, blocks, rows, together)
+
+
+def _together(vectors: int, level: Level) -> int:
+    """Rows in work at a time: what begins and ends them is paid once, and their sums do not wait for each other."""
+    return next(rows for rows in (4, 2, 1) if rows * vectors <= _SUMS[level] or rows == 1)
 
 
 @dataclass(frozen=True, eq=False)
 class _Packed:
+    """Rows of a tile and block in work together are a team; teams come one after the other."""
+
     base: np.ndarray  # int64 [blocks]: the shift that a block's offsets count from
-    first: np.ndarray  # int64 [tiles * blocks * rows + 1]: where the entries of each row and block begin
-    order: np.ndarray  # int32 [tiles * blocks * rows]: which row of the layer that is
-    offset: np.ndarray  # uint16 [entries]
+    first: np.ndarray  # int64 [tiles * blocks * teams + 1]: where the entries of each team begin
+    order: np.ndarray  # int32 [tiles * blocks * teams * together]: which rows of the layer those are
+    offset: np.ndarray  # uint16 [entries]: one of each row, again and again
     value: np.ndarray  # float32 [entries]
 
 
@@ -100,33 +113,38 @@ def _pack(found: Entries, shape: _Shape) -> _Packed:
     for start, begin, end in zip(starts, edges[:-1], edges[1:], strict=True):
         row, shift = found.row[begin:end] - start, found.shift[begin:end] - lowest
         rows = min(shape.rows, found.rows - int(start))
-        strips.append(_strip(row, shift, found.value[begin:end], rows, blocks, shape))
+        lengths, order, offset, value = _strip(row, shift, found.value[begin:end], rows, blocks, shape)
+        strips.append((lengths, order + start, offset, value))
     lengths, order, offset, value = (np.concatenate(parts) for parts in zip(*strips, strict=True))
     first = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    order = (starts.repeat(blocks * shape.rows) + order).astype(np.int32)
-    return _Packed(lowest + np.arange(blocks) * shape.span, first, order, offset, value)
+    return _Packed(lowest + np.arange(blocks) * shape.span, first, order.astype(np.int32), offset, value)
 
 
 def _strip(
     row: np.ndarray, shift: np.ndarray, number: np.ndarray, rows: int, blocks: int, shape: _Shape
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """A tile of `rows` rows: entries and row of each piece [blocks * shape.rows], then offsets and values."""
-    chain = _CHAIN.get(shape.vectors, 1)
+    """A tile of `rows` rows: entries of each team [blocks * teams], rows, and all entries' offsets and values."""
+    together, teams = shape.together, shape.rows // shape.together
     block = shift // shape.span
-    counts = np.bincount(block * shape.rows + row, minlength=blocks * shape.rows)
-    # Rows come by their count, so that the end of the inner loop is foreseen, and those that are not there last.
-    by_count = np.where(np.arange(shape.rows) < rows, -counts.reshape(-1, shape.rows), 1)
-    order = np.argsort(by_count, axis=1, kind="stable")
-    place_of = np.empty(len(counts), np.int64)
-    place_of[(np.arange(blocks)[:, None] * shape.rows + order).ravel()] = np.arange(len(counts))
-    lengths = np.zeros(len(counts), np.int64)
-    lengths[place_of] = -(-counts // chain) * chain
-    first = np.cumsum(lengths) - lengths
     run = row * blocks + block
+    counts = np.bincount(run, minlength=rows * blocks).reshape(rows, blocks).T
+    # Rows come by their count, so that those of a team end together and the end of the loop is foreseen.
+    order = np.argsort(-counts, axis=1, kind="stable")
+    # What a last team lacks is its first row again, before it and without entries: what counts is stored last.
+    lacking, whole = -rows % together, rows // together * together
+    order = np.concatenate([order[:, :whole], order[:, whole : whole + 1].repeat(lacking, 1), order[:, whole:]], axis=1)
+    slot = np.empty((blocks, rows), np.int64)  # of each row
+    np.put_along_axis(slot, order, np.arange(order.shape[1])[None, :].repeat(blocks, 0), axis=1)
+    order = np.pad(order, ((0, 0), (0, shape.rows - order.shape[1])))
+    steps = np.zeros((blocks, shape.rows), np.int64)
+    np.put_along_axis(steps, slot, counts, axis=1)
+    lengths = steps.reshape(blocks, teams, together).max(axis=2).ravel() * together
+    first = np.cumsum(lengths) - lengths
     sorted_by_run = np.argsort(run, kind="stable")  # in one pass: they are in order but for taps at a block's edge
-    each = np.bincount(run, minlength=rows * blocks)
+    each = counts.T.ravel()
     within = np.arange(len(run)) - (np.cumsum(each) - each).repeat(each)
-    place = first[place_of[(block * shape.rows + row)[sorted_by_run]]] + within
+    mine = slot[block, row][sorted_by_run]
+    place = first[block[sorted_by_run] * teams + mine // together] + within * together + mine % together
     offset, value = np.zeros(lengths.sum(), np.uint16), np.zeros(lengths.sum(), np.float32)
     offset[place] = (shift - block * shape.span)[sorted_by_run]
     value[place] = number[sorted_by_run]
@@ -140,8 +158,8 @@ def _stage(operation: Convolution | Linear, context: Context, layer: Layer, shap
     residual = () if epilogue.residual is None else (epilogue.residual,)
     has = len(residual)
     lines = shape.span // LINE if layer.input.lanes == 1 else 0
-    fetch = -(-lines // shape.rows)  # of the next block's input, at each row
-    parameters = [rows, shape.rows, shape.groups, blocks, layer.output.channel, 1 + has, has, fetch]
+    fetch = -(-lines * shape.together // shape.rows)  # of the next block's input, at each team
+    parameters = [rows, shape.rows // shape.together, shape.groups, blocks, layer.output.channel, 1 + has, has, fetch]
     table = np.repeat(layer.where.table[-1:], shape.vectors * shape.groups, axis=0)  # filled up with idle vectors
     table[:, 2] = 0
     table[: len(layer.where.table)] = layer.where.table
@@ -168,10 +186,10 @@ def _stage(operation: Convolution | Linear, context: Context, layer: Layer, shap
 def emit(module: Module) -> None:
     """void sparsify_compact_<vectors>(buffers, constants, tile): some rows, one group of positions."""
     for vectors in range(1, _MOST + 1):
-        _emit(module, vectors)
+        _emit(module, vectors, _together(vectors, module.target.level))
 
 
-def _emit(module: Module, vectors: int) -> None:
+def _emit(module: Module, vectors: int, together: int) -> None:
     body = Body(module, f"sparsify_compact_{vectors}")
     b = body.builder
     buffers, constants, tile = body.arguments
@@ -179,81 +197,87 @@ def _emit(module: Module, vectors: int) -> None:
     parameters, table, bases, firsts, offsets, values, bias, limits, order = pointers
     rows, tall, groups, blocks, channel, output, has, fetch = body.numbers(parameters, 8)
     group, strip = b.urem(tile, groups), b.udiv(tile, groups)
-    start = b.mul(strip, tall)
-    rest = b.sub(rows, start)
-    count = b.select(b.icmp_signed("<", rest, tall), rest, tall)
+    teams = b.udiv(b.add(rows, body.const(together - 1)), body.const(together))
+    rest = b.sub(teams, b.mul(strip, tall))
+    count = body.smaller(rest, tall)
     table = body.at(table, b.mul(group, body.const(4 * vectors)), I32)
     places = [[b.zext(body.load(table, 4 * i + j, I32), I64) for j in range(3)] for i in range(vectors)]
     bounds = [body.splat(body.load(limits, i, F32)) for i in (0, 1)]
     last = b.sub(blocks, body.const(1))
-    with body.loop(0, blocks) as block:
-        input = body.at(body.pointer(buffers, 0), body.load(bases, block.index, I64), F32)
+
+    def block_of(block: ir.Value, is_first: bool, is_last: bool, is_whole: bool = False) -> None:
+        """All teams over one block of columns; is_whole: whether all lanes are stored, which is faster."""
+        input = body.at(body.pointer(buffers, 0), body.load(bases, block, I64), F32)
         inputs = [body.bytes(input, place[0]) for place in places]
-        following = body.load(bases, body.smaller(b.add(block.index, body.const(1)), last), I64)
+        following = body.load(bases, body.smaller(b.add(block, body.const(1)), last), I64)
         upcoming = body.at(body.bytes(body.pointer(buffers, 0), places[0][0]), following, F32)
-        piece = b.mul(b.add(b.mul(strip, blocks), block.index), tall)
-        is_first = b.icmp_signed("==", block.index, body.const(0))
-        is_last = b.icmp_signed("==", block.index, last)
-        with body.loop(0, count) as row:
-            done = b.mul(row.index, fetch)
+        piece = b.mul(b.add(b.mul(strip, blocks), block), tall)
+        edges = body.at(firsts, piece, I64)
+        results = [body.bytes(body.pointer(buffers, output), place[1]) for place in places]
+        with body.loop(0, count, 1, [body.load(edges, 0, I64)]) as team:
+            done = b.mul(team.index, fetch)
             with body.loop(done, b.add(done, fetch)) as line:
                 body.prefetch(body.at(upcoming, b.mul(line.index, body.const(LINE)), F32), 2)
-            there = b.zext(body.load(order, b.add(piece, row.index), I32), I64)
-            plane = b.mul(there, channel)
-            result = body.at(body.pointer(buffers, output), plane, F32)
-            edges = [body.load(firsts, b.add(b.add(piece, row.index), body.const(i)), I64) for i in (0, 1)]
-            begin = _begin(body, is_first, body.load(bias, there, F32), result, places)
-            sums = _row(body, edges, offsets, values, inputs, begin)
-            with b.if_else(is_last) as (ends, waits):
-                with ends:
-                    residual = body.at(body.pointer(buffers, has), plane, F32)
-                    for total, place in zip(sums, places, strict=True):
-                        body.finish_vector(total, place[1], place[2], result, residual, has, bounds)
-                with waits:
-                    for total, place in zip(sums, places, strict=True):
-                        body.masked_store(total, body.bytes(result, place[1]), body.lanes(place[2]))
+            # No core fetches beyond a page by itself; of few vectors the weights pass too fast for this to help.
+            for array, size in ((values, 4), (offsets, 2)) if vectors > 2 else ():
+                entry = body.bytes(array, b.mul(team.state[0], body.const(size)))
+                for ahead in range(-(-_PIECE * together * size // 64) + 1):
+                    body.prefetch(body.bytes(entry, body.const(_AHEAD + 64 * ahead)), 1)
+            lines = body.at(order, b.mul(b.add(piece, team.index), body.const(together)), I32)
+            numbers = [b.zext(body.load(lines, i, I32), I64) for i in range(together)]
+            planes = [b.mul(number, channel) for number in numbers]
+            begin = []
+            for number, plane in zip(numbers, planes, strict=True):
+                if is_first:
+                    begin += [body.splat(body.load(bias, number, F32))] * vectors
+                else:
+                    begin += [body.vector(body.at(result, plane, F32), 0) for result in results]
+            end = body.load(edges, b.add(team.index, body.const(1)), I64)
+            sums = _products(body, (team.state[0], end), (offsets, values), inputs, begin)
+            team.following = [end]
+            for i, plane in enumerate(planes):
+                totals = sums[i * vectors : (i + 1) * vectors]
+                added = body.at(body.pointer(buffers, has), plane, F32)
+                for total, result, place in zip(totals, results, places, strict=True):
+                    there, mask = body.at(result, plane, F32), place[2]
+                    if is_last:
+                        residual = body.bytes(added, place[1])
+                        body.finish_vector(total, body.const(0), mask, there, residual, has, bounds)
+                    elif is_whole:
+                        body.store(total, there, 0)
+                    else:
+                        body.masked_store(total, there, body.lanes(mask))
+
+    alone = b.icmp_signed("==", blocks, body.const(1))
+    lanes = functools.reduce(b.and_, [place[2] for place in places])
+    with b.if_else(alone) as (one, several):
+        with one:
+            block_of(body.const(0), True, True)
+        with several:
+            block_of(body.const(0), True, False)
+            with b.if_else(b.icmp_signed("==", lanes, body.const((1 << module.width) - 1))) as choices:
+                for is_whole, choice in zip((True, False), choices, strict=True):
+                    with choice, body.loop(1, last) as block:
+                        block_of(block.index, False, False, is_whole)
+            block_of(last, False, True)
     body.done()
 
 
-def _begin(
-    body: Body, is_first: ir.Value, bias: ir.Value, result: ir.Value, places: list[list[ir.Value]]
-) -> list[ir.Value]:
-    """Where the sums of a row stand: at the bias, or where the block before left them."""
-    b, kind = body.builder, body.module.vector
-    with b.if_else(is_first) as (fresh, resumed):
-        with fresh:
-            splat = body.splat(bias)
-            fresh_block = b.block
-        with resumed:
-            loaded = [b.load(body.bytes(result, place[1]), typ=kind, align=4) for place in places]
-            resumed_block = b.block
-    sums = []
-    for vector in loaded:
-        phi = b.phi(kind)
-        phi.add_incoming(splat, fresh_block)
-        phi.add_incoming(vector, resumed_block)
-        sums.append(phi)
-    return sums
-
-
-def _row(
-    body: Body, edges: list[ir.Value], offsets: ir.Value, values: ir.Value, inputs: list[ir.Value],
+def _products(
+    body: Body, edges: tuple[ir.Value, ir.Value], arrays: tuple[ir.Value, ir.Value], inputs: list[ir.Value],
     begin: list[ir.Value],
 ) -> list[ir.Value]:  # fmt: skip
-    """The sums after one row's non-zeros of a block."""
+    """The sums after a team's non-zeros of a block, one of each row at a time."""
     b, kind = body.builder, body.module.vector
-    chain, vectors = _CHAIN.get(len(inputs), 1), len(inputs)
-    with body.loop(edges[0], edges[1], chain, begin + [body.zeros()] * (vectors * (chain - 1))) as entry:
-        following = []
-        for i in range(chain):
-            at = b.add(entry.index, body.const(i))
-            offset = b.zext(body.load(offsets, at, I16, align=2), I64)
-            weight = body.splat(body.load(values, at, F32))
-            for pointer, total in zip(inputs, entry.state[i * vectors : (i + 1) * vectors], strict=True):
+    together = len(begin) // len(inputs)
+    several = ir.IntType(16 * together)
+    with body.loop(*edges, together, begin) as entry:
+        offsets = body.load(body.at(arrays[0], entry.index, I16), 0, several, align=2)
+        entry.following = []
+        for i in range(together):
+            offset = b.zext(b.trunc(b.lshr(offsets, ir.Constant(several, 16 * i)), I16), I64)
+            weight = body.splat(body.load(body.at(arrays[1], entry.index, F32), i, F32))
+            for pointer in inputs:
                 x = b.load(body.at(pointer, offset, F32), typ=kind, align=4)
-                following.append(body.fma(weight, x, total))
-        entry.following = following
-    sums = entry.state[:vectors]
-    for i in range(1, chain):
-        sums = [b.fadd(a, c) for a, c in zip(sums, entry.state[i * vectors : (i + 1) * vectors], strict=True)]
-    return sums
+                entry.following.append(body.fma(weight, x, entry.state[len(entry.following)]))
+    return entry.state
