@@ -47,13 +47,13 @@ def sparse_layer(sparsity: float) -> Build:
     return build
 
 
-def stepper(model: nn.Module, x: torch.Tensor, labels: torch.Tensor) -> Callable[[], None]:
-    """A training step of the model."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
+def stepper(model: nn.Module, x: torch.Tensor, labels: torch.Tensor, nesterov: bool = False) -> Callable[[], None]:
+    """A training step of a model whose output is [..., classes], for labels [...]."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, nesterov=nesterov)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        nn.functional.cross_entropy(model(x), labels).backward()
+        nn.functional.cross_entropy(model(x).flatten(0, -2), labels.flatten()).backward()
         optimizer.step()
 
     return step

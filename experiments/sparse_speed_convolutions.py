@@ -13,8 +13,8 @@ from collections.abc import Callable
 from statistics import median
 
 import torch
-from sparse_speed import seconds, update_seconds
-from torch import Tensor, nn
+from sparse_speed import seconds, stepper, update_seconds
+from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from sparsify.data import data_info
@@ -28,18 +28,6 @@ def network(distribution: str, sparsity: float) -> nn.Module:
     changes = [f"topology.distribution={distribution}", f"topology.sparsity={sparsity}"]
     recipe, info = load_recipe("wrn-22-2-cifar10", changes), data_info("cifar10", {})
     return (build_sparse_network if sparsity else build_network)(recipe, info)[0]
-
-
-def stepper(model: nn.Module, x: Tensor, labels: Tensor) -> Callable[[], None]:
-    """A training step of the model."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, nesterov=True)
-
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        nn.functional.cross_entropy(model(x), labels).backward()
-        optimizer.step()
-
-    return step
 
 
 def where(step: Callable[[], None], most: int = 8) -> str:
@@ -62,11 +50,13 @@ def main() -> None:
     given = parser.parse_args()
     torch.manual_seed(0)
     x, labels = torch.randn(given.batch, 3, 32, 32), torch.randint(0, 10, (given.batch,))
-    steps = {"dense": stepper(network(given.distribution, 0.0), x, labels)}
+    steps = {"dense": stepper(network(given.distribution, 0.0), x, labels, nesterov=True)}
     last: nn.Module = network(given.distribution, 0.0).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    steps["dense, channels last"] = stepper(last, x.contiguous(memory_format=torch.channels_last), labels)
+    steps["dense, channels last"] = stepper(
+        last, x.contiguous(memory_format=torch.channels_last), labels, nesterov=True
+    )
     models = {f"sparse {s}": network(given.distribution, s) for s in given.sparsities}
-    steps |= {name: stepper(model, x, labels) for name, model in models.items()}
+    steps |= {name: stepper(model, x, labels, nesterov=True) for name, model in models.items()}
     for step in steps.values():
         step()
     times = [{name: seconds(step, 0.5) for name, step in steps.items()} for _ in range(given.rounds)]

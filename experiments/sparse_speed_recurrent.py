@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
 from statistics import median
 
 import torch
-from sparse_speed import seconds, update_seconds
+from sparse_speed import seconds, stepper, update_seconds
 from torch import Tensor, nn
 
 from sparsify.architectures import build
@@ -48,18 +47,6 @@ def network(kind: str, hidden: int, length: int, sparsity: float = 0.0) -> nn.Mo
                 masks[name] = random_mask(shape, count_nonzeros(shape, sparsity), random)
         to_sparse(model, masks, torch.zeros(1, length, dtype=torch.int64))
     return model
-
-
-def stepper(model: nn.Module, tokens: Tensor, following: Tensor) -> Callable[[], None]:
-    """A training step of the model."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
-
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        nn.functional.cross_entropy(model(tokens).flatten(0, 1), following.flatten()).backward()
-        optimizer.step()
-
-    return step
 
 
 def layer_share(model: nn.Module, tokens: Tensor) -> float:

@@ -8,7 +8,9 @@ import numpy as np
 from llvmlite import ir
 
 from sparsify.engine.ir import F32, I32, I64, Body
-from sparsify.engine.program import Recurrent
+from sparsify.engine.program import Operation, Recurrent
+from sparsify.engine.sell import COLUMNS
+from sparsify.engine.stage import Context
 from sparsify.engine.vector_math import sigmoid, tanh
 
 RESET_FIRST = "gru_reset_first"  # a GRU whose reset gate works on the state, not on the state's product
@@ -19,9 +21,16 @@ ABSENT = -1  # number of the buffer of a role that nothing plays
 NUMBERS = 6 + SCRATCH + 1  # of `numbers`
 
 
-def is_native(operation: object) -> bool:
-    """Whether a native stage can do it: its input holds the gates' share."""
-    return isinstance(operation, Recurrent) and operation.weight is None
+def native(operation: Operation, context: Context) -> tuple[Recurrent, tuple[int, int, int]] | None:
+    """The operation, and its steps, sequences and hidden units, where native stages can do it.
+
+    Its input then holds the gates' share, nothing is empty, and an index of 16 bits reaches every column.
+    """
+    if not isinstance(operation, Recurrent) or operation.weight is not None:
+        return None
+    steps, images, _ = context.values[operation.input].shape
+    sizes = steps, images, operation.recurrence.shape[1]
+    return (operation, sizes) if 0 not in sizes and sizes[2] <= COLUMNS else None
 
 
 def kind_of(operation: Recurrent) -> str:

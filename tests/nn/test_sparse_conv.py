@@ -18,6 +18,7 @@ from sparsify.nn import SparseConv2d, conv_products
 from sparsify.nn.conv import dense_product
 from sparsify.nn.conv_pattern import ConvPattern, Geometry
 from sparsify.nn.conv_products import ConvProducts, planes, sizes_of
+from tests.threads import assert_same_bits, output_and_gradients
 
 LEVELS = [level for level in ("avx2", "avx512") if level in ("avx2", host().level)]
 if host().level == "generic":
@@ -156,20 +157,8 @@ def test_outputs_lie_in_planes_and_are_not_copied_between_layers():
 
 def test_same_bits_however_many_threads():
     layer = SparseConv2d(40, 40, 3, draw((40, 40, 3, 3), 6000, 0), padding=1)
-    x = torch.randn(32, 40, 8, 8, requires_grad=True)
-    before, found = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            layer.zero_grad()
-            x.grad = None
-            output = layer(x)
-            output.square().sum().backward()
-            found.append((output.detach(), layer.weight.grad, x.grad))
-    finally:
-        torch.set_num_threads(before)
-    for other in found[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(other, found[0], strict=True))
+    x = torch.randn(32, 40, 8, 8)
+    assert_same_bits(lambda: output_and_gradients(layer, x))
 
 
 def test_state_dict_loads_in_any_order_and_copies_are_independent():

@@ -18,6 +18,7 @@ from sparsify.nn.kernels.products import LONGEST
 from sparsify.nn.pattern import build_pattern
 from sparsify.nn.products import Products, lanes, plain, planes
 from tests.allocations import Watcher
+from tests.threads import assert_same_bits, output_and_gradients
 
 LEVELS = ["generic", "avx2", "avx512"]
 LEVELS = LEVELS[: LEVELS.index(host().level) + 1]
@@ -168,20 +169,8 @@ def test_copies_are_independent_of_what_was_compiled():
 
 def test_same_bits_however_many_threads():
     layer = SparseLinear(600, 500, draw((500, 600), 30_000, 0))
-    x = torch.randn(64, 600, requires_grad=True)
-    before, found = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            layer.zero_grad()
-            x.grad = None
-            output = layer(x)
-            output.square().sum().backward()
-            found.append((output.detach(), layer.weight.grad, x.grad))
-    finally:
-        torch.set_num_threads(before)
-    for other in found[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(other, found[0], strict=True))
+    x = torch.randn(64, 600)
+    assert_same_bits(lambda: output_and_gradients(layer, x))
 
 
 @pytest.mark.parametrize("positions", [[0, 0], [3, 1], [-1, 2], [0, 600]])

@@ -18,6 +18,7 @@ from sparsify.nn.convert import adopt_gates
 from sparsify.nn.memory import _LARGE, Pool
 from sparsify.topology.select import random_mask, random_positions
 from tests.allocations import Watcher
+from tests.threads import assert_same_bits
 
 LEVELS = ["generic", "avx2", "avx512"]
 LEVELS = LEVELS[: LEVELS.index(host().level) + 1]
@@ -121,15 +122,7 @@ def test_a_value_that_is_not_finite_stays_so():
 def test_same_bits_however_many_threads_and_in_used_memory(kind):
     _, layer = layers(kind, 40, 200, 0.3)
     x, weights = torch.randn(64, 20, 40), torch.randn(64, 20, 200)
-    before, found = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3, 2):
-            torch.set_num_threads(threads)
-            found.append(results(layer, x, weights))
-    finally:
-        torch.set_num_threads(before)
-    for other in found[1:]:
-        assert all(torch.equal(other[name], tensor) for name, tensor in found[0].items())
+    assert_same_bits(lambda: results(layer, x, weights).values())
 
 
 def test_two_passes_before_one_goes_back_do_not_share_memory():

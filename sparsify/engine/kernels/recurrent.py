@@ -27,8 +27,8 @@ from sparsify.engine.gates import (
     Step,
     apply,
     close_gates,
-    is_native,
     kind_of,
+    native,
     numbers,
     open_gates,
     padded_rows,
@@ -44,14 +44,11 @@ _TOGETHER = {"dense": 4, "gathered": 2, "permuted": 2}  # sequences that share w
 
 def propose(operation: Operation, context: Context) -> Stage | None:
     """A Recurrent whose input already holds the gates' share of it, in C order."""
-    if not is_native(operation):
+    held = native(operation, context)
+    if held is None:
         return None
-    assert isinstance(operation, Recurrent)
-    steps, images, _ = context.values[operation.input].shape
-    hidden, width = operation.recurrence.shape[1], context.target.width
-    if 0 in (steps, images, hidden) or hidden > sell.COLUMNS:
-        return None
-    kind = kind_of(operation)
+    operation, (steps, images, hidden) = held
+    kind, width = kind_of(operation), context.target.width
     form, packed = _packed(operation, context)
     found = nonzeros.count(operation.recurrence)
     together = 1 if images == 1 else _TOGETHER[form]

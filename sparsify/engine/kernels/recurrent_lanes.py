@@ -25,9 +25,9 @@ from sparsify.engine.gates import (
     SEQUENCE,
     Frame,
     gru,
-    is_native,
     kind_of,
     lstm,
+    native,
     numbers,
     padded_rows,
 )
@@ -41,18 +41,15 @@ _CHAIN = {1: 4, 2: 4, 4: 2}  # sums for each of them, so that additions do not w
 _PRODUCT, _VECTOR = 0.05e-9, 0.19e-9  # seconds a non-zero, and for each vector of sequences besides
 _BYTES, _NEAR = 6, 512 << 10  # of a non-zero; of a thread's part of the matrix that its core keeps near
 _UNITS = 0.7e-6  # seconds of the gates and transpositions of a vector of hidden units and sequences
-_COLUMNS = 1 << 16  # that an index of 16 bits reaches
 
 
 def propose(operation: Operation, context: Context) -> Proposal | None:
     """A Recurrent whose input already holds the gates' share of it, in C order, and that does not reset first."""
-    if not is_native(operation):
+    held = native(operation, context)
+    if held is None or kind_of(held[0]) == RESET_FIRST:
         return None
-    assert isinstance(operation, Recurrent)
-    steps, images, _ = context.values[operation.input].shape
-    hidden, width = operation.recurrence.shape[1], context.target.width
-    if 0 in (steps, images, hidden) or hidden > _COLUMNS or kind_of(operation) == RESET_FIRST:
-        return None
+    operation, (steps, images, hidden) = held
+    width = context.target.width
     blocks = -(-images // width)
     vectors = max(count for count in _VECTORS if count <= blocks)
     groups = -(-blocks // vectors)
