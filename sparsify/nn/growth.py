@@ -6,7 +6,7 @@ What is chosen is what `topology.select.drop_and_grow` chooses from dense tensor
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -101,24 +101,30 @@ def _scores(
 
 
 def _largest_of(blocks: Iterator[tuple[int, Tensor]], count: int) -> np.ndarray:
-    """Flat indices of the `count` largest scores, of equal ones the lowest: int64 [count], ascending."""
-    scores, places, held, least = [torch.zeros(0)], [np.zeros(0, np.int64)], 0, -torch.inf
+    """Flat indices of the `count` largest scores, of equal ones the lowest: int64 [count], ascending.
+
+    What is kept meanwhile lies in two arrays: small ones beside each block would take the places that blocks leave, and
+    the process would grow by a byte for each weight.
+    """
+    scores, places, held, least = np.zeros(0, np.float32), np.zeros(0, np.int64), 0, -np.inf
     for start, found in blocks:
         if not count:
             continue  # random scores are drawn all the same, so that layers behind see the same numbers
+        if not len(places):  # the first block is the largest
+            room = 2 * count + found.numel()
+            scores, places = np.zeros(room, found.numpy().dtype), np.zeros(room, np.int64)
         # One that equals the least of `count` found so far comes later, so it is not wanted.
-        better = np.flatnonzero((found > least).numpy())
-        scores.append(found[torch.from_numpy(better)])
-        places.append(better + start)
-        held += len(better)
+        better = np.flatnonzero(found.numpy() > least)
+        end = held + len(better)
+        scores[held:end], places[held:end] = found.numpy()[better], better + start
+        held = end
         if held > 2 * count:
-            score, place = _best(scores, places, count)
-            scores, places, held, least = [score], [place], count, float(score.min())
-    return _best(scores, places, count)[1]
+            best = _best(scores[:held], count)
+            scores[:count], places[:count] = scores[best], places[best]
+            held, least = count, scores[:count].min()
+    return places[_best(scores[:held], count)]
 
 
-def _best(scores: Sequence[Tensor], places: Sequence[np.ndarray], count: int) -> tuple[Tensor, np.ndarray]:
-    """The `count` largest; places ascend, so of equal scores the lowest place is the first."""
-    score = torch.cat(list(scores))
-    best = np.flatnonzero(largest(score, min(count, len(score))).numpy())
-    return score[torch.from_numpy(best)], np.concatenate(places)[best]
+def _best(scores: np.ndarray, count: int) -> np.ndarray:
+    """Where the `count` largest stand, ascending; of equal scores the first."""
+    return np.flatnonzero(largest(torch.from_numpy(scores), min(count, len(scores))).numpy())

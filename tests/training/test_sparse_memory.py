@@ -69,7 +69,7 @@ def life(method: str, folder: Path, layer: Callable[[torch.Generator], SparseLay
 @pytest.mark.parametrize("layer", [linear, convolution])
 @pytest.mark.parametrize("method", ["rigl", "set", "static"])
 def test_largest_tensor_and_peak_of_arrays(method, layer, tmp_path, monkeypatch):
-    monkeypatch.setattr(growth, "BLOCK", 16 * SIZE)
+    monkeypatch.setattr(growth, "BLOCK", 8 * SIZE)
     monkeypatch.setattr(select, "_PERMUTED", 0)
     monkeypatch.setattr(conv_products, "_SUMS", 16 * SIZE * 4)
     life(method, tmp_path, layer)  # what is imported or compiled once is there now
