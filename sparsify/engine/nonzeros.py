@@ -33,6 +33,11 @@ class Packed:
         return math.prod(self.shape)
 
     @property
+    def nbytes(self) -> int:
+        """Bytes that it takes."""
+        return self.places.nbytes + self.numbers.nbytes
+
+    @property
     def ndim(self) -> int:
         """Axes."""
         return len(self.shape)

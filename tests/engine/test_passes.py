@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from sparsify.engine import nonzeros
 from sparsify.engine.front import load
 from sparsify.engine.front.importing import import_graph
 from sparsify.engine.front.passes import LAST, PASSES, run_passes
@@ -140,8 +141,12 @@ def test_every_pass_has_a_case():
     assert list(CASES) == list(dict.fromkeys(function.__name__ for function in (*PASSES, *LAST)))
 
 
+@pytest.mark.parametrize("weights", ["dense", "packed"])
 @pytest.mark.parametrize("name", CASES)
-def test_pass(make_model, name):
+def test_pass(make_model, name, weights, monkeypatch):
+    if weights == "packed":
+        monkeypatch.setattr(nonzeros, "LARGE", 1)
+        monkeypatch.setattr(nonzeros, "DENSEST", 1.0)
     text, left = CASES[name]
     before, feeds = imported(make_model, text)
     after = run_passes(before)
