@@ -20,6 +20,7 @@ has 256 units, reads enwik8 in sequences of 128, and updates 30 times in 600 ste
         "static": ["topology.method=static"],
         "SET": ["topology.method=set"],
         "RigL": ["topology.method=rigl"],
+        "SRigL": ["topology.method=srigl"],
         "gradual pruning": ["topology.method=gradual_pruning"],
     },
     columns={"75 % in 600 steps": ["topology.sparsity=0.75", "training.steps=600"]},
