@@ -248,6 +248,20 @@ def compare(
     return [f"{column}: {row} is {word} {other}{place} by {mean:+.2f} ± {error:.2f} ({len(seeds)} seeds)."]
 
 
+def means(found: Mapping[str, Any], column: str, rows: Sequence[str]) -> list[str]:
+    """How evenly the connections of these rows' runs are shared out, and how much was tried: a sentence each."""
+    cells = found.get(column, {})
+    lines = []
+    for text, key, style in (
+        ("variance of the connections per channel, as a multiple of chance", "unevenness", ".1f"),
+        ("share of all connections that were ever active", "itop_rate", ".0%"),
+    ):
+        known = {row: statistics.fmean(line[key] for line in cells[row].values()) for row in rows if row in cells}
+        if len(known) > 1:
+            lines.append(f"{column}: {text}: {', '.join(f'{row} {mean:{style}}' for row, mean in known.items())}.")
+    return lines
+
+
 def _cell(experiment: Experiment, found: Mapping[str, Any], row: str, column: str) -> str:
     values = scores(experiment, found, row, column)
     text = "*not run*"

@@ -7,7 +7,7 @@ from operator import sub
 from statistics import fmean
 from typing import Any
 
-from _experiment import Experiment, compare, run
+from _experiment import Experiment, compare, means, run
 
 METHODS = {
     "dense": "dense",
@@ -107,18 +107,7 @@ def findings(found: Mapping[str, Any]) -> list[str]:
             tenths = zip(*(map(sub, rigl[seed]["losses"], static[seed]["losses"]) for seed in seeds), strict=True)
             gaps = ", ".join(f"{fmean(gap):+.3f}" for gap in tenths)
             lines.append(f"{column}: RigL's training loss less static's in each tenth of training: {gaps}.")
-        for text, key, style in (
-            ("variance of the connections per channel, as a multiple of chance", "unevenness", ".1f"),
-            ("share of all connections that were ever active", "itop_rate", ".0%"),
-        ):
-            means = {
-                row: fmean(line[key] for line in cells[row].values())
-                for row in ("static", "SET", "RigL", "SRigL")
-                if row in cells
-            }
-            if len(means) > 1:
-                told = ", ".join(f"{row} {mean:{style}}" for row, mean in means.items())
-                lines.append(f"{column}: {text}: {told}.")
+        lines += means(found, column, ("static", "SET", "RigL", "SRigL"))
     return lines
 
 
