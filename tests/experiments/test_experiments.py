@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -10,6 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from sparsify.recipe import load_recipe
 
 SCRIPTS = Path(__file__).parent.parent.parent / "experiments"
 TINY = ["--set", "training.steps=4", "--set", "training.evaluate_every=1.0", "--set", "topology.delta_t=2"]
@@ -69,6 +72,18 @@ def test_every_script_explains_itself(script):
     done = subprocess.run([sys.executable, str(SCRIPTS / f"{script}.py"), "--help"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert ("--results" in done.stdout) == has_results
+
+
+@pytest.mark.parametrize("script", sorted(path.stem for path in SCRIPTS.glob("[!_]*.py")))
+def test_a_column_that_names_a_sparsity_has_it(script, monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    experiment = getattr(importlib.import_module(script), "EXPERIMENT", None)
+    if experiment is None:
+        pytest.skip("it is no table of runs")
+    for column, changes in experiment.columns.items():
+        if named := re.match(r"([\d.]+) %", column):
+            recipe = load_recipe(experiment.recipe, [change for change in changes if "{" not in change])
+            assert recipe.topology.sparsity == float(named[1]) / 100, column
 
 
 def test_the_published_page_is_what_the_results_give(tmp_path):
