@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from llvmlite import ir
 
-from sparsify.engine.encode import R10, RAX, RBP, RBX, Encoder, fetch, soon
+from sparsify.engine.encode import R10, RAX, RBP, RBX, RETURN, Encoder, again, fetch, four, put, soon
 from sparsify.engine.ir import I64, POINTER
 from sparsify.engine.program import Epilogue
 
@@ -30,7 +30,6 @@ _AHEAD = bytes.fromhex("4863410c4801f0")  # rax = output + the offset that the t
 _RESIDUAL = bytes.fromhex("486341044c01c8")  # rax = residual + the table's output offset
 _SAVE, _RESTORE = b"\x53\x55", b"\x5d\x5b"  # rbx and rbp
 _NEXT = bytes.fromhex("4883c11049ffc8")  # next position, one fewer to go
-_RETURN = b"\xc5\xf8\x77\xc3"  # vzeroupper; ret
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,15 +109,10 @@ def straight(
 def _loop(body: bytes, stream: int, lines: Sequence[int]) -> bytes:
     """A block function whose turns are `body`. rbx begins where its code ends and rbp where its stream, of so many
     bytes, does; each turn moves them on by so many lines."""
-    moves = [code + _four(count * _LINE) for code, count in zip((b"\x48\x81\xc3", b"\x48\x81\xc5"), lines, strict=True)]
-    turn = b"".join((body, *moves, _NEXT))
-    turn += b"\x0f\x85" + _four(-len(turn) - 6)
-    begin = b"\x49\x89\xd3" + b"\x48\x8d\xaa" + _four(stream) + b"\x48\x8d\x1d" + _four(len(turn))
-    return _SAVE + begin + turn + _RESTORE + _RETURN
-
-
-def _four(number: int) -> bytes:
-    return number.to_bytes(4, "little", signed=True)
+    moves = [code + four(count * _LINE) for code, count in zip((b"\x48\x81\xc3", b"\x48\x81\xc5"), lines, strict=True)]
+    turn = again(b"".join((body, *moves, _NEXT)))
+    begin = b"\x49\x89\xd3" + b"\x48\x8d\xaa" + four(stream) + b"\x48\x8d\x1d" + four(len(turn))
+    return _SAVE + begin + turn + _RESTORE + RETURN
 
 
 def _opens(rows: Rows) -> np.ndarray:
@@ -150,15 +144,11 @@ def _products(rows: Rows, encoder: Encoder, first: int, hints: np.ndarray) -> np
     end = np.cumsum(length + load * opens + move * steps + hint * hinted)
     code = np.zeros(end[-1], np.uint8)
     start = end - length
-    _put(code, start, products)
-    _put(code, start[opens] - load, loads)
-    _put(code, (start - load * opens - move)[steps], np.repeat(step, steps.sum(), axis=0))
-    _put(code, (start - load * opens - move * steps - hint)[hinted], hints)
+    put(code, start, products)
+    put(code, start[opens] - load, loads)
+    put(code, (start - load * opens - move)[steps], np.repeat(step, steps.sum(), axis=0))
+    put(code, (start - load * opens - move * steps - hint)[hinted], hints)
     return code
-
-
-def _put(code: np.ndarray, places: np.ndarray, instructions: np.ndarray) -> None:
-    code[places[:, None] + np.arange(instructions.shape[1])] = instructions
 
 
 def finish(there: np.ndarray, encoder: Encoder, epilogue: Epilogue) -> bytes:

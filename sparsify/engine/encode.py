@@ -18,6 +18,7 @@ Numbers = np.ndarray | int
 RAX, RDX, RBX, RBP, R10, R11 = 0, 2, 3, 5, 10, 11
 _MAP_0F, _MAP_0F38 = 1, 2
 _NONE, _66 = 0, 1  # the legacy prefix that VEX and EVEX fold in
+RETURN = b"\xc5\xf8\x77\xc3"  # vzeroupper; ret
 
 
 def _rows(*columns: Numbers) -> np.ndarray:
@@ -42,9 +43,25 @@ def fetch(base: int, displacement: Numbers) -> np.ndarray:
     return _rows(0x0F, 0x0D, _modrm(1, base, 2), *_disp32(displacement))
 
 
-def soon(base: int, displacement: Numbers) -> np.ndarray:
-    """Bring a line into the second-level cache (prefetcht1); `base` is rbx or rbp."""
-    return _rows(0x0F, 0x18, _modrm(2, base, 2), *_disp32(displacement))
+def soon(base: int, displacement: Numbers, level: int = 2) -> np.ndarray:
+    """Bring a line into the cache of that level, 1 or 2 (prefetcht0, prefetcht1); `base` is none of r8 to r15."""
+    return _rows(0x0F, 0x18, _modrm(level, base, 2), *_disp32(displacement))
+
+
+def four(number: int) -> bytes:
+    """A number in 32 bits, as instructions hold it."""
+    return int(number).to_bytes(4, "little", signed=True)
+
+
+def again(body: bytes) -> bytes:
+    """`body`, repeated while its last instruction leaves something above 0."""
+    return body + b"\x0f\x85" + four(-(len(body) + 6))
+
+
+def put(code: np.ndarray, places: np.ndarray, instructions: np.ndarray) -> None:
+    """Write instructions of one length, uint8 [count, bytes], where each begins."""
+    for number in range(instructions.shape[1]):
+        code[places + number] = instructions[:, number]
 
 
 @dataclass(frozen=True)

@@ -18,19 +18,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sparsify.engine.encode import R10, RAX, RDX, Encoder
+from sparsify.engine.encode import R10, RAX, RDX, RETURN, Encoder, again, fetch, four, put, soon
 
 _PART = 2048  # non-zeros of a function at most: its code stays in the first-level cache from one vector to the next
 _NEAR = 32  # planes of a position that products reads over and over: they stay in the first-level cache
 _RSI = 6
-_RETURN = b"\xc5\xf8\x77\xc3"  # vzeroupper; ret
 _ADD_RAX_RDI = b"\x48\x01\xf8"
 _R11_RDX = b"\x49\x89\xd3"  # mov r11, rdx
 _SOURCE = b"\x48\x8b\x81"  # mov rax, [rcx + number]
 _SKIP = b"\x48\x85\xc0\x0f\x88"  # test rax, rax; js number
 _NEXT_SOURCES = b"\x48\x81\xc1"  # add rcx, number
-_FETCH_INPUT = b"\x0f\x18\x88"  # prefetcht0 [rax + number]
-_FETCH_OUTPUT = b"\x0f\x0d\x8e"  # prefetchw [rsi + number]
 _NEXT_OUTPUT = b"\x48\x81\xc6"  # add rsi, number
 
 
@@ -109,10 +106,10 @@ def _sum(
     body = begin + _taps(entries, chosen, start, height if first else 0, plane, encoder, lines)
     body += encoder.store(registers, _RSI, registers * plane).tobytes()
     body += b"\x48\x83\xc7" + bytes([vector]) + b"\x48\x83\xc6" + bytes([vector])  # add rdi, vector; add rsi, vector
-    position = b"\x41\xba" + _number(pitch // encoder.width) + _loop(body + b"\x49\xff\xca")  # r10: vectors left
-    position += b"\x48\x81\xef" + _number(plane) + _NEXT_OUTPUT + _number((entries.rows - 1) * plane)  # sub rdi, plane
-    position += _NEXT_SOURCES + _number(entries.taps * 8) + b"\x49\xff\xc8"  # dec r8
-    text = encoder.everywhere() + _R11_RDX + _loop(position) + _RETURN
+    position = b"\x41\xba" + four(pitch // encoder.width) + again(body + b"\x49\xff\xca")  # r10: vectors left
+    position += b"\x48\x81\xef" + four(plane) + _NEXT_OUTPUT + four((entries.rows - 1) * plane)  # sub rdi, plane
+    position += _NEXT_SOURCES + four(entries.taps * 8) + b"\x49\xff\xc8"  # dec r8
+    text = encoder.everywhere() + _R11_RDX + again(position) + RETURN
     return text + b"\xcc" * (-len(text) % 64)
 
 
@@ -123,12 +120,12 @@ def _lines(entries: Entries, start: int, height: int, plane: int, ahead: Ahead) 
     """
     taps = np.arange(entries.taps)[:, None]
     rows = np.minimum(taps + entries.taps * np.arange(-(-height // entries.taps)), height - 1)
-    parts = [b"".join(_FETCH_OUTPUT + _number(r * plane + ahead.output) for r in of) for of in rows.tolist()]
-    if start == 0:
-        columns = np.minimum(taps + entries.taps * np.arange(-(-entries.columns // entries.taps)), entries.columns - 1)
-        places = (columns * plane + ahead.inputs[:, None]).tolist()
-        parts = [p + b"".join(_FETCH_INPUT + _number(n) for n in of) for p, of in zip(parts, places, strict=True)]
-    return np.frombuffer(b"".join(parts), np.uint8).reshape(entries.taps, -1)
+    hints = fetch(_RSI, (rows * plane + ahead.output).ravel()).reshape(entries.taps, -1)
+    if start:
+        return hints
+    columns = np.minimum(taps + entries.taps * np.arange(-(-entries.columns // entries.taps)), entries.columns - 1)
+    inputs = soon(RAX, (columns * plane + ahead.inputs[:, None]).ravel(), 1).reshape(entries.taps, -1)
+    return np.concatenate([hints, inputs], axis=1)
 
 
 def _taps(
@@ -170,10 +167,10 @@ def _taps(
     headers[:, skip : skip + 4] = _numbers(np.append(heads[1:], ends[-1]) - heads - skip - 4)
     code = np.zeros(ends[-1], np.uint8)
     at = ends - products.shape[1]
-    _put(code, at, products)
-    _put(code, at[opens] - loads.shape[1], loads)
-    _put(code, (at - loads.shape[1] * opens - step.shape[1])[steps], step)
-    _put(code, heads, headers)
+    put(code, at, products)
+    put(code, at[opens] - loads.shape[1], loads)
+    put(code, (at - loads.shape[1] * opens - step.shape[1])[steps], step)
+    put(code, heads, headers)
     return code.tobytes()
 
 
@@ -201,38 +198,38 @@ def products(entries: Entries, pitch: int, encoder: Encoder) -> Program:
     leave = encoder.store(register, RDX, register * vector)
 
     inner = each.shape[1] * counts + loads.shape[1] * _totals(opens, begins)  # bytes of the innermost loop's work
-    ahead = [_ADD_RAX_RDI, b"\x49\x89\xf2\x41\xb9" + _number(pitch // encoder.width)]  # mov r10, rsi; r9: vectors left
+    ahead = [_ADD_RAX_RDI, b"\x49\x89\xf2\x41\xb9" + four(pitch // encoder.width)]  # mov r10, rsi; r9: vectors left
     # add rax, vector; add r10, vector; dec r9; jnz
     turn = [b"\x48\x83\xc0" + bytes([vector]) + b"\x49\x83\xc2" + bytes([vector]) + b"\x49\xff\xc9\x0f\x85"]
     turn_size, ahead_size = len(turn[0]) + 4, sum(len(part) for part in ahead)
     head = _beside(
         len(begins), [_SOURCE, _numbers(tap[begins] * 8), _SKIP, _numbers(ahead_size + inner + turn_size), *ahead]
     )
-    position = _NEXT_OUTPUT + _number(entries.rows * plane) + _NEXT_SOURCES + _number(entries.taps * 8)
+    position = _NEXT_OUTPUT + four(entries.rows * plane) + _NEXT_SOURCES + four(entries.taps * 8)
     position += b"\x49\xff\xc8\x0f\x85"  # dec r8; jnz
     back = head.shape[1] + inner + turn_size + len(position) + 4
     tail = _beside(len(begins), [*turn, _numbers(-inner - turn_size), position, _numbers(-back)])
 
     start = encoder.everywhere()
     sizes = len(start) + enter.shape[1] * counts + head.shape[1] + inner + tail.shape[1] + leave.shape[1] * counts
-    sizes = -(-(sizes + len(_RETURN)) // 64) * 64
+    sizes = -(-(sizes + len(RETURN)) // 64) * 64
     at = np.cumsum(sizes) - sizes
     code = np.full(sizes.sum(), 0xCC, np.uint8)
-    _put(code, at, _beside(len(begins), [start]))
+    put(code, at, _beside(len(begins), [start]))
     places = at + len(start)
-    _put(code, np.repeat(places, counts) + register * enter.shape[1], enter)
+    put(code, np.repeat(places, counts) + register * enter.shape[1], enter)
     places = places + enter.shape[1] * counts
-    _put(code, places, head)
+    put(code, places, head)
     places = places + head.shape[1]
     opened = np.cumsum(opens) - np.repeat(np.cumsum(opens)[begins] - 1, counts)  # columns up to here in the function
     fma_at = np.repeat(places, counts) + register * each.shape[1] + opened * loads.shape[1]
-    _put(code, fma_at, each)
-    _put(code, fma_at[opens] - loads.shape[1], loads)
+    put(code, fma_at, each)
+    put(code, fma_at[opens] - loads.shape[1], loads)
     places = places + inner
-    _put(code, places, tail)
+    put(code, places, tail)
     places = places + tail.shape[1]
-    _put(code, np.repeat(places, counts) + register * leave.shape[1], leave)
-    _put(code, places + leave.shape[1] * counts, _beside(len(begins), [_RETURN]))
+    put(code, np.repeat(places, counts) + register * leave.shape[1], leave)
+    put(code, places + leave.shape[1] * counts, _beside(len(begins), [RETURN]))
     records = np.stack([at, sizes, begins * vector, counts * vector, np.zeros_like(at)], axis=1)
     return Program(code.tobytes(), order, records)
 
@@ -247,15 +244,6 @@ def _changes(numbers: np.ndarray) -> np.ndarray:
     return np.concatenate([[True], numbers[1:] != numbers[:-1]])
 
 
-def _loop(body: bytes) -> bytes:
-    """`body` again while its last instruction leaves something above 0."""
-    return body + b"\x0f\x85" + _number(-(len(body) + 6))
-
-
-def _number(number: int) -> bytes:
-    return int(number).to_bytes(4, "little", signed=True)
-
-
 def _numbers(numbers: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(numbers, "<i4").reshape(-1, 1).view(np.uint8)
 
@@ -264,8 +252,3 @@ def _beside(count: int, parts: Sequence[bytes | np.ndarray]) -> np.ndarray:
     """The same bytes in every row, and numbers of 32 bits that differ: uint8 [count, bytes]."""
     same = [np.tile(np.frombuffer(p, np.uint8), (count, 1)) if isinstance(p, bytes) else p for p in parts]
     return np.concatenate(same, axis=1)
-
-
-def _put(code: np.ndarray, places: np.ndarray, instructions: np.ndarray) -> None:
-    for number in range(instructions.shape[1]):
-        code[places + number] = instructions[:, number]
