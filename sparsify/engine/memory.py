@@ -24,13 +24,6 @@ def aligned(count: int, dtype: type = np.float32, fill: float = 0) -> np.ndarray
     return raw[start : start + count]
 
 
-def copied(array: np.ndarray) -> np.ndarray:
-    """A flat copy that begins on a cache line."""
-    copy = aligned(array.size, array.dtype.type)
-    copy[:] = array.ravel()
-    return copy
-
-
 class Arena:
     """One block of memory, handed out in pieces that begin on cache lines.
 

@@ -14,7 +14,6 @@ from llvmlite import ir
 from sparsify.engine.folds import FOLDS, Fold, Folding, folding
 from sparsify.engine.ir import F32, Body, Module
 from sparsify.engine.layout import Planes
-from sparsify.engine.memory import copied
 from sparsify.engine.program import LayerNorm, Operation, Reduce, Softmax
 from sparsify.engine.stage import Context, Stage
 from sparsify.engine.vector_math import constant, exact_exp, intrinsic
@@ -85,7 +84,7 @@ def _stage(
         reads=(operation.input,),
         writes=(operation.output,),
         tiles=numbers[0] * blocks,
-        constants=(copied(np.array([*numbers, blocks], np.int64)), *(copied(array) for array in found.constants)),
+        constants=(np.array([*numbers, blocks], np.int64), *found.constants),
         layouts=where,
         flops=float(size),
         seconds=size / RATE / context.threads,

@@ -9,7 +9,6 @@ from llvmlite import ir
 
 from sparsify.engine.folds import FOLDS, folding
 from sparsify.engine.ir import F32, Body, Module
-from sparsify.engine.memory import copied
 from sparsify.engine.program import LayerNorm, Operation, Reduce, Softmax
 from sparsify.engine.stage import Context, Stage
 from sparsify.engine.vector_math import constant, exact_exp, intrinsic
@@ -34,7 +33,7 @@ def propose(operation: Operation, context: Context) -> Stage | None:
         reads=(operation.input,),
         writes=(operation.output,),
         tiles=-(-found.outer // together) if size else 0,
-        constants=(copied(numbers), *(copied(array) for array in found.constants)),
+        constants=(numbers, *found.constants),
         flops=float(size),
         seconds=size / RATE / context.threads,
         why=f"{found.outer} rows of {found.axis}",

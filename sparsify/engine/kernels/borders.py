@@ -8,7 +8,6 @@ import numpy as np
 
 from sparsify.engine.ir import F32, I64, Body, Module
 from sparsify.engine.layout import Planes
-from sparsify.engine.memory import copied
 from sparsify.engine.program import Operation
 from sparsify.engine.stage import Context, Stage
 
@@ -24,7 +23,7 @@ def border_stage(value: str, layout: Planes) -> Stage:
     """The stage that writes all of a buffer but its elements."""
     pieces, count = gaps(layout), layout.channels if layout.lanes == 1 else 1
     numbers = np.array([len(pieces), -(-len(pieces) // _TILES), count, layout.channel], np.int64)
-    constants = (copied(numbers), copied(pieces), copied(np.array([layout.fill], np.float32)))
+    constants = (numbers, pieces, np.array([layout.fill], np.float32))
     tiles = min(_TILES, len(pieces))
     return Stage("borders", "sparsify_borders", (), (value,), tiles, constants, {value: layout}, why="memory shared")
 

@@ -8,7 +8,6 @@ from llvmlite import ir
 from sparsify.engine import row_copy, transpose
 from sparsify.engine.ir import F32, Body, Module
 from sparsify.engine.layout import Planes
-from sparsify.engine.memory import copied
 from sparsify.engine.program import Operation, Shape
 from sparsify.engine.sliding import as_images
 from sparsify.engine.stage import Context, Layout, Stage
@@ -29,7 +28,7 @@ def copy_stage(value: str, shape: Shape, before: Layout, after: Layout) -> Stage
     n, c, h, w = images
     if _is_transposed(before, after):
         numbers, tiles = _transposition(images, before, after)
-        return Stage("copy", MATRIX, (value,), (value,), tiles, (copied(numbers),), why="layout")
+        return Stage("copy", MATRIX, (value,), (value,), tiles, (numbers,), why="layout")
     source, target = before or _Contiguous(n, c, h, w), after or _Contiguous(n, c, h, w)
     if source.lanes == target.lanes == 1 and h * w > 1:
         assert source.phases == (1, 1)
@@ -39,7 +38,7 @@ def copy_stage(value: str, shape: Shape, before: Layout, after: Layout) -> Stage
     else:
         function, tiles = IMAGES, c * _row_groups(n * c * h * w, c, h)
         numbers = np.array([c, h, w, n, tiles // c, *_images(source, target)], np.int64)
-    return Stage("copy", function, (value,), (value,), tiles, (copied(numbers),), why="layout")
+    return Stage("copy", function, (value,), (value,), tiles, (numbers,), why="layout")
 
 
 def _is_transposed(before: Layout, after: Layout) -> bool:

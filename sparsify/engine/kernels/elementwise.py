@@ -14,7 +14,6 @@ import numpy as np
 from sparsify.engine import tape
 from sparsify.engine.ir import Module
 from sparsify.engine.layout import Planes
-from sparsify.engine.memory import copied
 from sparsify.engine.plan import keeps_zero
 from sparsify.engine.program import Chain, Elementwise, Link, Operation, Shape, reads
 from sparsify.engine.stage import Context, Stage
@@ -54,8 +53,8 @@ def propose(operation: Operation, context: Context) -> Stage | None:
         writes=(chain.output,),
         tiles=-(-total // together) if size else 0,
         constants=(
-            copied(np.array(parameters(axes, operands, steps, (total, together, pieces)), np.int64)),
-            *(copied(operand.array) for operand in operands if operand.array is not None),
+            np.array(parameters(axes, operands, steps, (total, together, pieces)), np.int64),
+            *(operand.array for operand in operands if operand.array is not None),
         ),
         layouts={} if layout is None else dict.fromkeys((*names, chain.output), layout),
         flops=float(size * len(chain.links)),

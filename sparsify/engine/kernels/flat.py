@@ -6,7 +6,6 @@ import numpy as np
 
 from sparsify.engine.ir import F32, Body, Module
 from sparsify.engine.layout import LINE
-from sparsify.engine.memory import copied
 from sparsify.engine.plan import is_flat, is_renaming
 from sparsify.engine.program import Elementwise, Operation, Rearrange
 from sparsify.engine.stage import Context, Stage
@@ -46,7 +45,7 @@ def propose(operation: Operation, context: Context) -> Stage | None:
         reads=names,
         writes=(operation.output,),
         tiles=-(-size // _TILE),
-        constants=(copied(np.array([size], np.int64)), copied(np.array(limits, np.float32))),
+        constants=(np.array([size], np.int64), np.array(limits, np.float32)),
         layouts=where,
         flops=float(size),
         seconds=size * 8 / 20e9,

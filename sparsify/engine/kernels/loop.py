@@ -6,7 +6,6 @@ import numpy as np
 from llvmlite import ir
 
 from sparsify.engine.ir import F32, I32, I64, Body, Module
-from sparsify.engine.memory import copied
 from sparsify.engine.program import Convolution, Linear, Operation
 from sparsify.engine.sliding import entries
 from sparsify.engine.stage import Context, Proposal, Stage
@@ -44,7 +43,7 @@ def _stage(operation: Convolution | Linear, context: Context, layer: Layer, seco
         reads=(operation.input, *residual),
         writes=(operation.output,),
         tiles=-(-found.rows // _ROWS),
-        constants=tuple(copied(np.ascontiguousarray(array)) for array in constants),
+        constants=constants,
         layouts={operation.input: layer.input, **dict.fromkeys((operation.output, *residual), layer.output)},
         flops=flops,
         density=layer.density,

@@ -8,7 +8,6 @@ import numpy as np
 from llvmlite import ir
 
 from sparsify.engine.ir import F32, Body, Module
-from sparsify.engine.memory import copied
 from sparsify.engine.program import MatMul, Operation, Shape
 from sparsify.engine.stage import Context, Stage
 from sparsify.engine.views import contiguous, merged
@@ -49,7 +48,7 @@ def propose(operation: Operation, context: Context) -> Stage | None:
         reads=names,
         writes=(operation.output,),
         tiles=count * blocks if rows * columns else 0,
-        constants=(copied(numbers),),
+        constants=(numbers,),
         flops=2.0 * work,
         seconds=work / RATE / context.threads,
         why=f"{count} products of {rows} x {inner} x {columns}",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from sparsify.engine.ir import F32, Body, Module
-from sparsify.engine.memory import copied
 from sparsify.engine.plan import is_global_mean
 from sparsify.engine.program import Operation, Reduce
 from sparsify.engine.stage import Context, Stage
@@ -36,7 +35,7 @@ def propose(operation: Operation, context: Context) -> Stage | None:
         reads=(operation.input,),
         writes=(operation.output,),
         tiles=-(-input.channels // _TOGETHER),
-        constants=(copied(np.array(numbers, np.int64)), copied(scale)),
+        constants=(np.array(numbers, np.int64), scale),
         layouts=where,
         flops=float(input.size),
         seconds=input.size * 4 / 40e9 / context.threads,

@@ -11,7 +11,6 @@ import numpy as np
 from llvmlite import ir
 
 from sparsify.engine.ir import F32, I8, I64, Body, Module
-from sparsify.engine.memory import copied
 from sparsify.engine.program import Operation, Rearrange, Shape
 from sparsify.engine.stage import Context, Layout, Stage
 from sparsify.engine.transpose import square
@@ -67,7 +66,7 @@ def _stage(
         reads=operation.inputs,
         writes=(operation.output,),
         tiles=max((record[3] for record in records), default=0) if elements else 0,
-        constants=tuple(copied(a) for a in (np.array(len(operation.inputs)), np.array(records, np.int64), fill)),
+        constants=(np.array(len(operation.inputs)), np.array(records, np.int64), fill),
         layouts={name: layouts[name] for name in names if layouts[name] is not None},
         steps=max(1, len(records)),
         seconds=elements / RATE / context.threads,

@@ -15,7 +15,6 @@ from llvmlite import ir
 
 from sparsify.engine.ir import F32, I32, Body, Module
 from sparsify.engine.layout import LINE
-from sparsify.engine.memory import copied
 from sparsify.engine.program import Convolution, Epilogue, Operation, Pool
 from sparsify.engine.sliding import is_by_rows
 from sparsify.engine.stage import Context, Stage
@@ -68,7 +67,7 @@ def propose(operation: Operation, context: Context) -> Stage | None:
         reads=(operation.input,),
         writes=(operation.output,),
         tiles=groups * bands,
-        constants=tuple(copied(array) for array in constants),
+        constants=constants,
         layouts={operation.input: input, operation.output: output},
         flops=2.0 * operations * output.width,
         seconds=operations * vectors / _RATE / context.threads,

@@ -10,7 +10,6 @@ from llvmlite import ir
 
 from sparsify.engine.ir import F32, I32, I64, Body, Module
 from sparsify.engine.layout import Planes, up
-from sparsify.engine.memory import copied
 from sparsify.engine.program import Convolution, Epilogue, Operation, Pool
 from sparsify.engine.sliding import Positions, positions, source, sweep, taps
 from sparsify.engine.stage import Context, Stage
@@ -111,7 +110,7 @@ def _stage(
         reads=reads,
         writes=(operation.output,),
         tiles=-(-channels // together) * panels,
-        constants=tuple(copied(array) for array in constants),
+        constants=constants,
         layouts=where_to,
         sweep=sweep(operation, input, output, panel, 1),
         flops=flops,
