@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -53,7 +53,7 @@ def host() -> Target:
 
 
 def _identity() -> str:
-    """A digest of what Linux says of the first core, its instructions and LLVM's release; empty on other systems.
+    """A digest of what Linux says of the first core, of LLVM's release and of what a Target holds; empty elsewhere.
 
     With it a process need not load LLVM, which takes 40 MB, to learn what the CPU is called.
     """
@@ -64,7 +64,9 @@ def _identity() -> str:
         return ""
     told = (b"vendor_id", b"cpu family", b"model", b"stepping", b"flags", b"CPU ", b"Features")
     lines = [line for line in first.splitlines() if line.startswith(told)]
-    return hashlib.sha256(b"\n".join([b"host", llvmlite.__version__.encode(), *lines])).hexdigest() if lines else ""
+    # Another release, of LLVM or of ours, may know a CPU otherwise.
+    about = [llvmlite.__version__, *(field.name for field in fields(Target))]
+    return hashlib.sha256(b"\n".join([b"host", *map(str.encode, about), *lines])).hexdigest() if lines else ""
 
 
 def _as_llvm_sees_it() -> Target:

@@ -17,7 +17,7 @@ from sparsify.engine.encode import encoder
 from sparsify.engine.target import host
 from sparsify.errors import SparsityError
 from sparsify.nn.conv_pattern import ConvPattern, Geometry
-from sparsify.nn.conv_products import ConvProducts, images, planes, sizes_of
+from sparsify.nn.conv_products import ConvProducts, are_planes, images, planes, sizes_of, strides_of
 from sparsify.nn.layer import SparseLayer, checked
 from sparsify.nn.pending import Pending, Todo, plain
 
@@ -137,7 +137,7 @@ class _Todo(Todo):
     def added(self, other: Tensor) -> Tensor | None:
         value: Tensor = plain(other)
         alike = value.shape == self.shape and value.dtype == torch.float32 and value.device.type == "cpu"
-        if self.other is not None or not alike or not _is_planes(value, self.sizes.pitch):
+        if self.other is not None or not alike or len(value) != self.sizes.pitch or not are_planes(value):
             return None
         more = copy(self)
         more.other = value.detach()
@@ -153,8 +153,8 @@ class _Convolution(torch.autograd.Function):
         ctx.save_for_backward(todo.inputs, weight)
         ctx.layer, ctx.products, ctx.sizes, ctx.batch = todo.layer, todo.products, todo.sizes, len(x)
         if later:
-            (_, channels, _, width), pitch = todo.shape, todo.sizes.pitch
-            return Pending.of(todo, todo.shape, (1, pitch, width * channels * pitch, channels * pitch))
+            _, channels, _, width = todo.shape
+            return Pending.of(todo, todo.shape, strides_of(channels, width, todo.sizes.pitch))
         other = None if todo.other is None else planes(todo.other, todo.sizes.pitch)
         return images(todo.products.forward(todo.inputs, todo.stream, todo.sizes, other), len(x))
 
@@ -169,11 +169,6 @@ class _Convolution(torch.autograd.Function):
         dw = ctx.products.weight_gradient(inputs, errors, sizes)
         db = errors.sum((0, 1, 3)) if ctx.needs_input_grad[2] else None
         return dx, dw, db, dy if ctx.needs_input_grad[3] else None, None, None
-
-
-def _is_planes(x: Tensor, pitch: int) -> bool:
-    """Whether planes [h, w, c, pitch] of it need no copy."""
-    return len(x) == pitch and x.permute(2, 3, 1, 0).is_contiguous()
 
 
 def dense_product(x: Tensor, values: Tensor, bias: Tensor | None, pattern: ConvPattern, geometry: Geometry) -> Tensor:

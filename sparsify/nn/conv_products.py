@@ -53,10 +53,20 @@ def planes(x: Tensor, pitch: int) -> Tensor:
     return result
 
 
+def are_planes(x: Tensor) -> bool:
+    """Whether [n, c, h, w] is a permutation of planes that are as wide as the batch."""
+    return x.permute(2, 3, 1, 0).is_contiguous()
+
+
+def strides_of(channels: int, width: int, pitch: int) -> tuple[int, int, int, int]:
+    """Of planes [h, w, c, pitch] that are seen as [n, c, h, w]."""
+    return 1, pitch, width * channels * pitch, channels * pitch
+
+
 def images(planes: Tensor, batch: int) -> Tensor:
     """Planes [h, w, c, pitch] as [n, c, h, w]: the same memory, but no view, which autograd would not let change."""
     height, width, channels, pitch = planes.shape
-    shape, strides = (batch, channels, height, width), (1, pitch, width * channels * pitch, channels * pitch)
+    shape, strides = (batch, channels, height, width), strides_of(channels, width, pitch)
     return planes.new_empty(0).set_(planes.untyped_storage(), planes.storage_offset(), shape, strides)
 
 

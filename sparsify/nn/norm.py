@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from sparsify.engine.library import library
 from sparsify.engine.target import host
 from sparsify.nn import kernels, team
-from sparsify.nn.conv_products import images
+from sparsify.nn.conv_products import are_planes, images
 from sparsify.nn.kernels.norm_numbers import CHUNKS
 from sparsify.nn.memory import ACTIVATIONS
 from sparsify.nn.pending import Pending, Todo, plain
@@ -152,9 +152,7 @@ def _empty_like(x: Tensor) -> Tensor:
 def _fits(x: Tensor, weight: Tensor, mean: Tensor) -> bool:
     """Whether the native functions can read it: whole vectors of images in the lanes."""
     plain = x.dtype == weight.dtype == mean.dtype == torch.float32 and x.device.type == "cpu" and type(x) is Tensor
-    return (
-        plain and x.ndim == 4 and x.numel() > 0 and len(x) % host().width == 0 and x.permute(2, 3, 1, 0).is_contiguous()
-    )
+    return plain and x.ndim == 4 and x.numel() > 0 and len(x) % host().width == 0 and are_planes(x)
 
 
 def _sums(x: Tensor) -> Tensor:

@@ -24,9 +24,8 @@ from sparsify.nn.pattern import Pattern, arrange
 from sparsify.nn.products import Products
 
 _NARROWEST = 256  # columns of a block: a step's few columns of so many rows stay in the first cache
-Stacked = tuple[
-    np.ndarray, tuple[int, int]
-]  # flat positions int64 [nnz] in matrices below each other, [gates * out, in]
+Stacked = tuple[np.ndarray, tuple[int, int]]
+"""Flat positions, int64 [nnz], in matrices that stand below each other, and the shape of all, [gates * out, in]."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -194,9 +194,8 @@ def _unscale(state: TrainState, look: bool) -> tuple[TrainState, bool]:
     if look or scale is not None:
         kept = [pair for layer in sparse_layers(state.model).values() for pair in layer.tape or ()]
         finite = gradients_finite(state.model.parameters())
-        finite = finite and all(
-            bool(t.sum().isfinite()) for p in kept for t in p
-        )  # large: nothing is made of that size
+        # What is kept is large: a sum makes nothing of its size.
+        finite = finite and all(bool(tensor.sum().isfinite()) for pair in kept for tensor in pair)
     return replace(state, loss_scale=scale and scale.after(finite)), finite
 
 
