@@ -105,11 +105,12 @@ def findings(found: Mapping[str, Any]) -> list[str]:
         for row, other in pairs:
             lines += compare(EXPERIMENT, found, column, row, other)
         cells = found.get(column, {})
-        static, rigl = (cells.get(row, {}) for row in ("static", "RigL"))
-        if seeds := static.keys() & rigl.keys():
-            tenths = zip(*(map(sub, rigl[seed]["losses"], static[seed]["losses"]) for seed in seeds), strict=True)
-            gaps = ", ".join(f"{fmean(gap):+.3f}" for gap in tenths)
-            lines.append(f"{column}: RigL's training loss less static's in each tenth of training: {gaps}.")
+        rigl = cells.get("RigL", {})
+        for other in ("static", "SET"):
+            if seeds := rigl.keys() & (others := cells.get(other, {})).keys():
+                tenths = zip(*(map(sub, rigl[seed]["losses"], others[seed]["losses"]) for seed in seeds), strict=True)
+                gaps = ", ".join(f"{fmean(gap):+.3f}" for gap in tenths)
+                lines.append(f"{column}: RigL's training loss less {other}'s in each tenth of training: {gaps}.")
         lines += means(found, column, ("static", "SET", "RigL", "SRigL"))
     return lines
 
