@@ -25,6 +25,7 @@ from sparsify.engine.program import Epilogue
 TYPE = ir.FunctionType(ir.VoidType(), [POINTER, POINTER, POINTER, POINTER, I64, POINTER])
 STREAM_HEAD = 16  # floats before the bias
 _LINE = 64  # bytes
+_FURTHER = 32 << 10  # bytes: about two strips
 _LOCATE = bytes.fromhex("4863014801f84c6351044901f2")  # rax = input, r10 = output + the table's offsets
 _AHEAD = bytes.fromhex("4863410c4801f0")  # rax = output + the offset that the table has for fetching
 _RESIDUAL = bytes.fromhex("486341044c01c8")  # rax = residual + the table's output offset
@@ -74,7 +75,8 @@ def straight(
 
     Meanwhile what lies behind its code and its stream, as much as they are long, comes into the second-level cache,
     spread over `turns` vectors: those are the next strip's. A core fetches instructions from further away one line at
-    a time, many times slower than it runs them, and more than a few fetches in a row hold it up.
+    a time, many times slower than it runs them, and more than a few fetches in a row hold it up. As much code that is
+    further away is fetched once before, since not every fetch from memory is done in time or at all.
     """
     part = part or Part()
     rest = Epilogue(
@@ -87,7 +89,8 @@ def straight(
     length = 4 * (bias + sum(block.count for block in strip))
     sizes = (sum(_length(block, encoder) for block in strip), length)
     lines = [1 + size // (_LINE * turns) for size in sizes]
-    hints = np.concatenate([soon(base, np.arange(n) * _LINE) for base, n in zip((RBX, RBP), lines, strict=True)])
+    code, weights = (np.arange(count) * _LINE for count in lines)
+    hints = np.concatenate([soon(RBX, code), soon(RBP, weights), soon(RBX, code + _FURTHER)])
     for block, mine in zip(strip, np.array_split(hints, len(strip)), strict=True):
         accumulators = np.arange(block.count)
         there = (block.first + accumulators) * channel * 4
