@@ -165,11 +165,13 @@ SHAPES = st.fixed_dictionaries(
     kernel=st.sampled_from(["straight", "dense", "channels", "loop", "compact"]),
     threads=st.integers(1, 3),
     panel=st.sampled_from([1, 2, 32]),
+    panel_bytes=st.sampled_from([512, 512 << 10]),
 )
-def test_any_convolution(shape, level, kernel, threads, panel):
+def test_any_convolution(shape, level, kernel, threads, panel, panel_bytes):
     case = convolution(np.random.default_rng(0), **shape)
     if case is not None:
-        check(case, level, threads, prefer=kernel, tuning=Tuning(dense_above=2.0, panel=panel))
+        tuning = Tuning(dense_above=2.0, panel=panel, panel_bytes=panel_bytes)
+        check(case, level, threads, prefer=kernel, tuning=tuning)
 
 
 @settings(max_examples=200, deadline=None)
@@ -181,10 +183,11 @@ def test_any_convolution(shape, level, kernel, threads, panel):
     residual=st.booleans(),
     level=st.sampled_from(levels()),
     linear_images=st.sampled_from([2, 100]),
+    panel_bytes=st.sampled_from([2 << 10, 512 << 10]),
 )
-def test_any_linear(leading, k, o, density, residual, level, linear_images):
+def test_any_linear(leading, k, o, density, residual, level, linear_images, panel_bytes):
     case = linear(np.random.default_rng(0), leading=leading, k=k, o=o, density=density, residual=residual, low=0.0)
-    check(case, level, tuning=Tuning(linear_images=linear_images))
+    check(case, level, tuning=Tuning(linear_images=linear_images, panel_bytes=panel_bytes))
 
 
 @settings(max_examples=150, deadline=None)

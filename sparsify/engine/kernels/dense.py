@@ -3,13 +3,20 @@
 Where images lie side by side every load is a whole aligned vector and no lane is idle, so the tile of sums stays
 in registers as it will be stored. Zeros are multiplied like any number. Other layouts work too: this is the
 kernel for dense layers that `channels` cannot take.
+
+Where the second-level cache does not hold the input of a panel of positions, columns are cut into parts that it does
+hold. Many row blocks go over one part before the next, and their sums wait in the output.
+
+Source: Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication (2008), for the blocking.
 """
 
 from __future__ import annotations
 
+import math
 from operator import itemgetter
 
 import numpy as np
+from llvmlite import ir
 
 from sparsify.engine.ir import F32, I32, I64, Body, Module
 from sparsify.engine.layout import up
@@ -22,13 +29,11 @@ from sparsify.engine.target import Level
 from sparsify.engine.tiles import Layer, panel_length, prepare
 
 _SHAPES: dict[Level, tuple[tuple[int, int], ...]] = {
-    "avx512": ((8, 3), (12, 2), (28, 1)),
+    "avx512": ((8, 3), (14, 2), (28, 1)),
     "avx2": ((4, 3), (6, 2), (12, 1)),
     "generic": ((4, 3), (6, 2), (12, 1)),
 }  # channels and vectors of positions in a tile: as many as leave registers for the operands
-_AHEAD = 2 << 10
-_RATE, _LOADS = 7e9, 8e9  # vector multiplications, and loads, a second and thread
-_LINE = {True: 0.4e-9, False: 2.4e-9}  # seconds to bring a vector near, by whether the second-level cache has it
+_RATE, _LOADS = 8e9, 8e9  # vector multiplications, and loads, a second and thread
 
 
 def propose(operation: Operation, context: Context) -> Proposal | None:
@@ -44,15 +49,12 @@ def propose(operation: Operation, context: Context) -> Proposal | None:
 
 
 def _seconds(operation: Convolution | Linear, layer: Layer, shape: tuple[int, int], context: Context) -> float:
-    """A column of a tile takes what its multiplications, its loads or, from beyond the second-level cache, its
-    input takes, whichever is longest."""
+    """A column of a tile takes what its multiplications or its loads take, whichever is longer."""
     together, across = shape
     groups = groups_of(operation)
     blocks = groups * -(-len(operation.weight) // groups // together)
     columns, vectors = operation.weight.size // len(operation.weight), len(layer.where.table)
-    panel = panel_length(layer, context, blocks) * layer.input.channels
-    line = _LINE[panel * context.target.width * 4 <= context.tuning.panel_bytes]
-    column = max(together * across / _RATE, (together + across) / _LOADS, across * line)
+    column = max(together * across / _RATE, (together + across) / _LOADS)
     return blocks * columns * -(-vectors // across) * column / context.threads
 
 
@@ -60,27 +62,36 @@ def _stage(
     operation: Convolution | Linear, context: Context, layer: Layer, shape: tuple[int, int], seconds: float
 ) -> Stage:
     together, across = shape
-    shifts, records, panels = in_panels(operation, layer.input, together, together)
+    shifts, records, weights = in_panels(operation, layer.input, together, together)
+    blocks, depth = len(records), len(shifts)
     vectors = up(len(layer.where.table), across)
-    length = up(panel_length(layer, context, len(records)), across)
+    length = up(panel_length(layer, context, blocks), across)
+    panels = -(-vectors // length)
+    parts = -(-operation.weight.shape[1] * length * context.target.width * 4 // context.tuning.panel_bytes)
+    strips = blocks  # of one block, or of some that go over a part of the columns one after the other
+    if parts > 1:
+        strips = min(blocks, -(-context.threads * context.tuning.tiles_per_thread // panels))
     table = np.repeat(layer.where.table[-1:], vectors, axis=0)  # filled up with idle vectors
     table[:, 2] = 0
     table[: len(layer.where.table)] = layer.where.table
     epilogue = operation.epilogue
     residual = () if epilogue.residual is None else (epilogue.residual,)
     has = len(residual)
-    parameters = [len(records), length, vectors, len(shifts), layer.output.channel, 1 + has, has or 1, has]
+    ahead = together * 4 * across // length
+    parameters = [
+        blocks, strips, length, vectors, depth, -(-depth // parts), ahead, layer.output.channel, 1 + has, has or 1, has
+    ]  # fmt: skip
     limits = np.array([epilogue.low, epilogue.high], np.float32)
-    constants = (np.array(parameters, np.int64), records, table, shifts, panels, limits)
+    constants = (np.array(parameters, np.int64), records, table, shifts, weights, limits)
     return Stage(
         kernel="dense",
         function=_name(shape),
         reads=(operation.input, *residual),
         writes=(operation.output,),
-        tiles=len(records) * -(-vectors // length),
+        tiles=strips * panels,
         constants=constants,
         layouts={operation.input: layer.input, **dict.fromkeys((operation.output, *residual), layer.output)},
-        sweep=sweep(operation, layer.input, layer.output, length, len(records)),
+        sweep=sweep(operation, layer.input, layer.output, length, strips),
         flops=2.0 * layer.nonzeros * layer.where.useful,
         density=layer.density,
         seconds=seconds,
@@ -93,7 +104,7 @@ def _name(shape: tuple[int, int]) -> str:
 
 
 def emit(module: Module) -> None:
-    """void sparsify_dense_<channels>x<vectors>(buffers, constants, tile): a row block over a panel of positions."""
+    """void sparsify_dense_<channels>x<vectors>(buffers, constants, tile): some row blocks over a panel of positions."""
     for shape in _SHAPES[module.target.level]:
         _emit(module, shape)
 
@@ -104,36 +115,99 @@ def _emit(module: Module, shape: tuple[int, int]) -> None:
     b = body.builder
     buffers, constants, tile = body.arguments
     parameters, records, table, shifts, weights, limits = (body.pointer(constants, i) for i in range(6))
-    blocks, length, count, depth, channel, output, added, has = body.numbers(parameters, 8)
-    record = body.at(records, b.mul(b.urem(tile, blocks), body.const(4)), I64)
-    weights_at, input_at, first_row, rows = body.numbers(record, 4)
-    block = body.bytes(weights, weights_at)
-    input = body.bytes(body.pointer(buffers, 0), input_at)
+    blocks, strips, length, count, depth, span, ahead, channel, output, added, has = body.numbers(parameters, 11)
+    input, result, residual = (body.pointer(buffers, i) for i in (0, output, added))
     bounds = [body.splat(body.load(limits, i, F32)) for i in (0, 1)]
-    first = b.mul(b.udiv(tile, blocks), length)
-    with body.loop(first, body.smaller(b.add(first, length), count), across) as turn:
-        entry = body.at(table, b.mul(turn.index, body.const(4)), I32)
-        places = [[b.zext(body.load(entry, 4 * i + j, I32), I64) for j in range(3)] for i in range(across)]
-        inputs = [body.bytes(input, place[0]) for place in places]
-        bias = [body.splat(body.load(block, i, F32)) for i in range(together)]
-        with body.loop(0, depth, 1, [total for total in bias for _ in range(across)]) as column:
-            shift = b.sext(body.load(shifts, column.index, I32), I64)
-            vectors = [b.load(body.bytes(p, shift), typ=module.vector, align=4) for p in inputs]
-            line = body.at(block, b.mul(b.add(column.index, body.const(1)), body.const(together)), F32)
-            body.prefetch(body.bytes(line, body.const(_AHEAD)), 1)
-            column.following = []
-            for i in range(together):
-                weight = body.splat(body.load(line, i, F32))
-                for j, vector in enumerate(vectors):
-                    column.following.append(body.fma(weight, vector, column.state[i * across + j]))
-        for i in range(together):
-            with b.if_then(b.icmp_signed("<", body.const(i), rows)):
-                plane = b.mul(b.add(first_row, body.const(i)), channel)
-                result = body.at(body.pointer(buffers, output), plane, F32)
-                residual = body.at(body.pointer(buffers, added), plane, F32)
-                for j, (_, offset, mask) in enumerate(places):
-                    further = b.add(offset, body.const(2 * across * LINE))  # of a tile soon to come
-                    body.prefetch(body.bytes(result, further), 1, write=True)
-                    body.prefetch(body.bytes(residual, further), 1)
-                    body.finish_vector(column.state[i * across + j], offset, mask, result, residual, has, bounds)
+    unbound = [ir.Constant(module.vector, [bound] * module.width) for bound in (-math.inf, math.inf)]
+    strip, first = b.urem(tile, strips), b.mul(b.udiv(tile, strips), length)
+    last = body.smaller(b.add(first, length), count)
+    top, bottom = (b.udiv(b.mul(b.add(strip, body.const(i)), blocks), strips) for i in (0, 1))
+
+    def record(block: ir.Value) -> list[ir.Value]:
+        """Where its numbers and its input begin (bytes), its first channel, channels."""
+        return body.numbers(body.at(records, b.mul(block, body.const(4)), I64), 4)
+
+    def weights_of(block: ir.Value, column: ir.Value) -> ir.Value:
+        """Their address; the biases lie before those of column 0."""
+        line = b.mul(b.add(column, body.const(1)), body.const(together * 4))
+        return body.bytes(weights, b.add(record(block)[0], line))
+
+    with body.loop(0, depth, span) as part:
+        end = body.smaller(b.add(part.index, span), depth)
+        is_first, is_last = b.icmp_signed("==", part.index, body.const(0)), b.icmp_signed("==", end, depth)
+        # What other parts leave are sums, not yet clamped and without residual.
+        limits_now = [b.select(is_last, bound, none) for bound, none in zip(bounds, unbound, strict=True)]
+        has_now = b.select(is_last, has, body.const(0))
+        with body.loop(top, bottom) as block:
+            _, input_at, first_row, rows = record(block.index)
+            # Next comes the next block, then the first one with the next part, or that of the next tile.
+            following = b.add(block.index, body.const(1))
+            stays = b.icmp_signed("<", following, bottom)
+            after = b.select(is_last, body.smaller(bottom, b.sub(blocks, body.const(1))), top)
+            begin = b.select(stays, part.index, b.select(is_last, body.const(0), end))
+            upcoming = weights_of(b.select(stays, following, after), begin)
+            bias, line = (weights_of(block.index, column) for column in (body.const(-1), part.index))
+            lowest = b.sub(rows, body.const(1))
+            planes = [b.mul(b.add(first_row, body.smaller(body.const(i), lowest)), channel) for i in range(together)]
+            results = [body.at(result, plane, F32) for plane in planes]
+            with body.loop(first, last, across, [upcoming]) as turn:
+                entry = body.at(table, b.mul(turn.index, body.const(4)), I32)
+                places = [[b.zext(body.load(entry, 4 * i + j, I32), I64) for j in range(3)] for i in range(across)]
+                inputs = [body.bytes(input, b.add(input_at, place[0])) for place in places]
+                sums = _begin(body, is_first, bias, results, places)
+                starts = [line, body.at(shifts, part.index, I32), turn.state[0]]
+                *sums, soon = _products(body, b.sub(end, part.index), starts, ahead, inputs, sums)
+                turn.following = [soon]
+                for i in range(together):
+                    with b.if_then(b.icmp_signed("<", body.const(i), rows)):
+                        old = body.at(residual, planes[i], F32)
+                        for j, (_, offset, mask) in enumerate(places):
+                            further = b.add(offset, body.const(2 * across * LINE))  # of a tile soon to come
+                            body.prefetch(body.bytes(results[i], further), 1, write=True)
+                            body.prefetch(body.bytes(old, further), 1)
+                            total = sums[i * across + j]
+                            body.finish_vector(total, offset, mask, results[i], old, has_now, limits_now)
     body.done()
+
+
+def _begin(
+    body: Body, is_first: ir.Value, bias: ir.Value, results: list[ir.Value], places: list[list[ir.Value]]
+) -> list[ir.Value]:
+    """What sums begin with: the rows' biases, or what the part before has left in the output."""
+    b = body.builder
+    with b.if_else(is_first) as (one, other):
+        with one:
+            fresh = [body.splat(body.load(bias, i, F32)) for i in range(len(results)) for _ in places]
+            ends = [b.block]
+        with other:
+            left = [body.vector(body.bytes(result, place[1]), 0) for result in results for place in places]
+            ends.append(b.block)
+    sums = [b.phi(body.module.vector) for _ in fresh]
+    for values, end in zip((fresh, left), ends, strict=True):
+        for total, value in zip(sums, values, strict=True):
+            total.add_incoming(value, end)
+    return sums
+
+
+def _products(
+    body: Body, depth: ir.Value, starts: list[ir.Value], ahead: ir.Value, inputs: list[ir.Value], sums: list[ir.Value]
+) -> list[ir.Value]:
+    """The sums after `depth` columns, and how far fetching has come.
+
+    starts: addresses of the first column's weights and shift, and of the weights that come next. Of these, `ahead`
+    bytes are fetched with each column, so that all passes over a block share that and memory is never idle.
+    """
+    b, across = body.builder, len(inputs)
+    weights, shifts, upcoming = starts
+    with body.loop(0, depth, 1, [*sums, upcoming]) as column:
+        *sums, soon = column.state
+        body.prefetch(soon, 2)
+        shift = b.sext(body.load(shifts, column.index, I32), I64)
+        vectors = [body.vector(body.bytes(input, shift), 0) for input in inputs]
+        line = body.at(weights, b.mul(column.index, body.const(len(sums) // across)), F32)
+        column.following = []
+        for number, total in enumerate(sums):
+            weight = body.splat(body.load(line, number // across, F32))
+            column.following.append(body.fma(weight, vectors[number % across], total))
+        column.following.append(body.bytes(soon, ahead))
+    return column.state
