@@ -12,7 +12,7 @@ import numpy as np
 from sparsify.engine.bands import Visit, visits
 from sparsify.engine.groups import Group, Step, moving, settled
 from sparsify.engine.library import library
-from sparsify.engine.memory import Code, Weights, aligned
+from sparsify.engine.memory import Code, Weights, aligned, lines
 from sparsify.engine.memory_plan import MemoryPlan, Place
 from sparsify.engine.program import Program, Value
 from sparsify.engine.runtime import Job, Record, pool, release_with
@@ -55,9 +55,9 @@ class Executable:
         groups = settled(steps, self._plan, weights, tuning.band_bytes)
         stages = [step.stage for group in groups for step in group.all if isinstance(step.stage, Stage)]
         self._weights = weights
-        code = b"".join(padded(stage.code) for stage in stages)
+        code = [stage.code for stage in stages if stage.code]
         self._code = _executable(code)
-        self._fixed = self._weights.size + len(code)
+        self._fixed = self._weights.size + sum(lines(len(piece)) for piece in code)
         self._code_end = self._code.address if self._code is not None else 0
         self._segments = [_Segment(self, group, threads, tuning.band_bytes) for group in groups]
 
@@ -86,7 +86,7 @@ class Executable:
         for index, array in enumerate(stage.constants):
             table[index] = array.ctypes.data
         table[-1] = self._code_end
-        self._code_end += len(padded(stage.code))
+        self._code_end += lines(len(stage.code))
         return table
 
     def report(self) -> list[Row]:
@@ -99,23 +99,18 @@ class Executable:
         return self._plan.bytes + self._fixed
 
 
-def _executable(code: bytes) -> Code | None:
-    """Machine code in memory; None where there is none."""
+def _executable(code: Sequence[bytes]) -> Code | None:
+    """The stages' machine code in memory; None where there is none."""
     if not code:
         return None
     try:
-        return Code(code)
+        return Code(*code)
     except OSError as error:
         raise EngineError(
             f"The compiled model could not be made executable: {error.strerror}. The likely cause is a "
             "hardened system that refuses memory that was written to, or one short of memory. Allow it for "
             "this process, or run the model in another runtime."
         ) from error
-
-
-def padded(code: bytes) -> bytes:
-    """Machine code filled up to whole cache lines with traps."""
-    return code + b"\xcc" * (-len(code) % 64)
 
 
 class _Segment:

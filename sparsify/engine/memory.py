@@ -81,13 +81,15 @@ def lines(size: int) -> int:
 class Code:
     """Machine code in pages that are written first and made executable then, never both at once.
 
-    Raises OSError where the system refuses executable memory.
+    pieces: one after the other, each filled up to whole cache lines with traps. Raises OSError where the system
+    refuses executable memory.
     """
 
-    def __init__(self, code: bytes) -> None:
+    def __init__(self, *pieces: bytes) -> None:
         libc = _libc()
+        size = sum(lines(len(piece)) for piece in pieces)
         # Large pages, where the system gives them: code of many megabytes otherwise misses in the TLB.
-        self._length = -(-max(len(code), 1) // _HUGE) * _HUGE + _HUGE
+        self._length = -(-max(size, 1) // _HUGE) * _HUGE + _HUGE
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         mapped = libc.mmap(None, self._length, _READ | _WRITE, flags, -1, 0)
         if mapped in (None, ctypes.c_void_p(-1).value):
@@ -96,9 +98,13 @@ class Code:
         self._release.atexit = False  # threads may run it up to the very end
         self.address = -(-mapped // _HUGE) * _HUGE
         used = self._length - _HUGE
-        if sys.platform == "linux" and len(code) > _HUGE // 4:
+        if sys.platform == "linux" and size > _HUGE // 4:
             libc.madvise(self.address, used, _MADV_HUGEPAGE)
-        ctypes.memmove(self.address, code, len(code))
+        place = self.address
+        for piece in pieces:
+            ctypes.memset(place, 0xCC, lines(len(piece)))
+            ctypes.memmove(place, piece, len(piece))
+            place += lines(len(piece))
         if libc.mprotect(self.address, used, _READ | _EXECUTE) != 0:
             raise OSError(ctypes.get_errno(), "the system refuses executable memory")
 
