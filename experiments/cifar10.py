@@ -41,15 +41,15 @@ non-zeros only (`--compute sparse`); in 6 all are masked, with the forward pass 
 that three seeds of WRN-22-2 were given. The claim is not shown there: the three end within a point of each other. A
 network that is not yet bound by what so few connections can hold does not need their choice, and an exchange of
 connections costs at first more than it brings. WRN-10-1, of 78,000 weights, is bound by it sooner: in 6 epochs RigL
-overtakes static at 90 %, and its mean is the best of the three at 97 %. What may keep RigL from being ahead of SET at
-90 %, other than in the paper, was looked for in four places. When: RigL falls behind in the first tenths of training,
-where the gradients of a fresh network say least; in 8 epochs it makes up half of that by the end, at 97 % all of it.
-The largest gradients lie together, so that its connections gather at some channels: SRigL, which gives each neuron as
-many connections, is the test of that, and is no better. An update every 500 steps in the place of 100 leaves a new
-connection time to grow: RigL gains nothing on SET by it. And how much is tried: in 30 epochs SET is further ahead and
-has had more of all connections, while RigL comes back to those that it has had; in 6 epochs the two have had as many.
-The paper's 750 updates are thirty to forty times as many as those of 8 and 6 epochs. Rows are ERK unless they say
-uniform.""",
+overtakes static at 90 %, and its mean is the best of the three at 97 %. In 30 epochs static is left far behind, and
+RigL and SET are level again. What may keep RigL from being ahead of SET at 90 %, other than in the paper, was looked
+for in four places. When: RigL falls behind in the first tenths of training, where the gradients of a fresh network
+say least; in 8 epochs it makes up half of that by the end, at 97 % all of it. The largest gradients lie together, so
+that its connections gather at some channels: SRigL, which gives each neuron as many connections, is the test of that,
+and is no better. An update every 500 steps in the place of 100 leaves a new connection time to grow: RigL gains
+nothing on SET by it. And how much is tried: in 30 epochs SET has had more of all connections, while RigL comes back
+to those that it has had; in 6 epochs the two have had as many. The paper's 750 updates are thirty to forty times as
+many as those of 8 and 6 epochs. Rows are ERK unless they say uniform.""",
     recipe="wrn-22-2-cifar10",
     rows={
         **{label: [f"topology.method={method}"] for label, method in METHODS.items()},
