@@ -28,6 +28,7 @@ SHORT = [
     "training.evaluate_every=6.0",
 ]
 
+SPARSELY = ("static", "SET", "RigL", "RigL, 32 batches")
 SPARSE = ("90 % in 8 epochs", "90 % in 30 epochs (WRN-10-1)")  # where static, SET and RigL hold their non-zeros only
 
 EXPERIMENT = Experiment(
@@ -53,6 +54,7 @@ many as those of 8 and 6 epochs. Rows are ERK unless they say uniform.""",
     recipe="wrn-22-2-cifar10",
     rows={
         **{label: [f"topology.method={method}"] for label, method in METHODS.items()},
+        "RigL, 32 batches": ["topology.method=rigl", "topology.growth_batches=32"],
         "RigL 2x": ["topology.method=rigl", "training.multiplier=2.0"],
         "static, uniform": ["topology.method=static", "topology.distribution=uniform"],
         "SET, uniform": ["topology.method=set", "topology.distribution=uniform"],
@@ -72,7 +74,7 @@ many as those of 8 and 6 epochs. Rows are ERK unless they say uniform.""",
             "training.evaluate_every=5.0",
         ],
     },
-    compute={(row, column): "sparse" for row in ("static", "SET", "RigL") for column in SPARSE},
+    compute={(row, column): "sparse" for row in SPARSELY for column in SPARSE},
     seeds=range(3),
     paper={
         ("dense", "80 % in 250 epochs"): 94.1,

@@ -51,6 +51,7 @@ class Topology(Section):
     distribution: str = "erdos_renyi_kernel"
     sparsity: Annotated[float, Field(ge=0, lt=1)] = 0.9  # share of zeros among the sparse-able weights
     delta_t: Count = 100  # steps from one update of the masks to the next
+    growth_batches: Count = 1  # an update looks at the dense gradients of that many batches: its own and those before
     alpha: Fraction = 0.3  # share of a layer's connections that the first updates replace
     t_end: Fraction = 0.75  # no updates after this share of training
     schedule: Literal["cosine", "constant", "linear", "inverse_power"] = "cosine"
@@ -58,6 +59,14 @@ class Topology(Section):
     masks_from: str | None = None  # a run or model file whose masks are the first ones; weights are initialised anew
     options: dict[str, Any] = {}  # the method's own, [topology.options]; see the fields of its class
     layers: dict[str, Any] = {}  # which are dense or have a sparsity of their own: see topology/rules.py
+
+    @model_validator(mode="after")
+    def _growth_looks_back_to_the_last_update(self) -> Self:
+        if self.growth_batches > self.delta_t:
+            raise ValueError(
+                f"growth_batches = {self.growth_batches} is more than the delta_t = {self.delta_t} steps of an update"
+            )
+        return self
 
     @model_validator(mode="after")
     def _rules_are_whole(self) -> Self:

@@ -42,15 +42,25 @@ class Rewiring:
         tensor.copy_(tensor[here.clamp(min=0)].masked_fill_(here < 0, 0))
 
 
+def gather(layer: SparseLayer, total: Tensor | None) -> Tensor:
+    """The dense gradient of the layer's tape, added to `total` in place: [out, entries of a row]."""
+    rows, width = layer.pattern.shape[0], math.prod(layer.pattern.shape[1:])
+    total = torch.zeros(rows, width) if total is None else total
+    for start, stop in _blocks(range(rows), width):
+        total[start:stop] += layer.dense_gradient(start, stop)
+    return total
+
+
 def exchange(
-    layer: SparseLayer, fraction: float, drop_score: Score, grow_score: Score, random: torch.Generator, parts: int = 1
-) -> Rewiring:
+    layer: SparseLayer, fraction: float, drop_score: Score, grow_score: Score, random: torch.Generator, parts: int = 1,
+    gathered: Tensor | None = None,
+) -> Rewiring:  # fmt: skip
     """Drop floor(fraction nnz) connections of smallest drop score; grow as many where the grow score is largest.
 
     Scores see each connection by itself: what they get is the values as a list [nnz], and the dense gradient as
     blocks of output rows [rows, entries of a row], in ascending order. The gradient is that of the layer's tape;
     without a tape the scores get none. parts: matrices below each other in the weight, each of which keeps its count.
-    The layer stays as it is.
+    gathered: what `gather` made of earlier batches, which is added. The layer stays as it is.
     """
     flat, order = layer.ascending()
     height = layer.pattern.shape[0] // parts
@@ -65,7 +75,8 @@ def exchange(
             seen = Connections(every, values[start:stop], None, random)
             dropped = largest(-widen(drop_score(seen)), count).numpy()
             gone, stays = np.flatnonzero(dropped), np.flatnonzero(~dropped)
-            grown = _largest_of(_scores(layer, rows, torch.from_numpy(own[stays]), grow_score, random), count)
+            scores = _scores(layer, rows, torch.from_numpy(own[stays]), grow_score, random, gathered)
+            grown = _largest_of(scores, count)
             both = np.concatenate([own[stays], grown])
             place = np.argsort(both, kind="stable")  # two ascending runs, which it merges
             source = np.concatenate([stood[stays], _beside(grown, own[gone], stood[gone])])
@@ -85,19 +96,27 @@ def _beside(wanted: np.ndarray, known: np.ndarray, values: np.ndarray) -> np.nda
 
 
 def _scores(
-    layer: SparseLayer, rows: range, kept: Tensor, score: Score, random: torch.Generator
+    layer: SparseLayer, rows: range, kept: Tensor, score: Score, random: torch.Generator, gathered: Tensor | None
 ) -> Iterator[tuple[int, Tensor]]:
     """The rows' grow scores, -inf where a connection was kept: flat index of a block's first, the block as a list."""
     width = math.prod(layer.pattern.shape[1:])
     absent, nothing = torch.zeros(()).bool(), torch.zeros(())
-    for start in rows[:: max(1, BLOCK // max(1, width))]:
-        stop = min(rows.stop, start + max(1, BLOCK // max(1, width)))
+    for start, stop in _blocks(rows, width):
         shape = (stop - start, width)
         gradient = layer.dense_gradient(start, stop) if layer.tape else None
+        if gradient is not None and gathered is not None:
+            gradient = gradient + gathered[start:stop]
         found = widen(score(Connections(absent.expand(shape), nothing.expand(shape), gradient, random))).flatten()
         first, last = torch.searchsorted(kept, torch.tensor([start * width, stop * width])).tolist()
         found[kept[first:last] - start * width] = -torch.inf
         yield start * width, found
+
+
+def _blocks(rows: range, width: int) -> Iterator[tuple[int, int]]:
+    """Rows from one to another, as many as a block of the dense gradient has."""
+    height = max(1, BLOCK // max(1, width))
+    for start in rows[::height]:
+        yield start, min(rows.stop, start + height)
 
 
 def _largest_of(blocks: Iterator[tuple[int, Tensor]], count: int) -> np.ndarray:

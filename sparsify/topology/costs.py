@@ -83,18 +83,17 @@ def step_flops(sparse: N, dense: N) -> N:
     return 2 * sparse + dense
 
 
-def mean_step_flops(sparse: float, dense: float, delta_t: int, at_updates: bool, at_every_step: bool) -> float:
+def mean_step_flops(sparse: float, dense: float, delta_t: int, at_updates: int, at_every_step: bool) -> float:
     """FLOPs of one sample in a training step, on average over training.
 
-    sparse: f_S, averaged over training where it changes. at_updates: dense gradients are wanted every
-    delta_t steps, which gives (3 f_S ΔT + 2 f_S + f_D) / (ΔT + 1), as for RigL; at_every_step: always, which
-    gives 2 f_S + f_D, as for SNFS; otherwise 3 f_S (Evci et al. 2020, appendix H).
+    sparse: f_S, averaged over training where it changes. at_updates: of so many batches dense gradients are wanted
+    every delta_t steps; one gives (3 f_S ΔT + 2 f_S + f_D) / (ΔT + 1), as for RigL. at_every_step: they are wanted
+    always, which gives 2 f_S + f_D, as for SNFS; otherwise 3 f_S (Evci et al. 2020, appendix H).
     """
     if at_every_step:
         return step_flops(sparse, dense)
-    if at_updates:
-        return (step_flops(sparse, sparse) * delta_t + step_flops(sparse, dense)) / (delta_t + 1)
-    return step_flops(sparse, sparse)
+    plain = step_flops(sparse, sparse)
+    return plain + at_updates * (step_flops(sparse, dense) - plain) / (delta_t + 1)
 
 
 def format_bytes(layers: Iterable[Layer], nonzeros: Mapping[str, int]) -> dict[str, int]:

@@ -17,16 +17,25 @@ DECAYS: dict[str, Callable[[float, float], float]] = {
 
 @dataclass(frozen=True)
 class UpdateSchedule:
-    """Updates at every `delta_t`-th step until step `t_end`; steps are counted from 1."""
+    """Updates at every `delta_t`-th step until step `t_end`; steps are counted from 1.
+
+    Where an update looks at dense gradients, it looks at the sum of those of the last `growth_batches` steps.
+    """
 
     delta_t: int
     alpha: float
     t_end: int
     decay: str = "cosine"
     power: float = 3.0
+    growth_batches: int = 1
 
     def is_update_step(self, step: int) -> bool:
         return step % self.delta_t == 0 and 0 < step <= self.t_end
+
+    def counts_for_growth(self, step: int) -> bool:
+        """Whether the next update looks at this step's gradient: its own, or one of the steps' just before it."""
+        ahead = -step % self.delta_t
+        return ahead < self.growth_batches and 0 < step <= self.t_end - ahead
 
     def drop_fraction(self, step: int) -> float:
         """f(t): the share of a layer's connections that an update at this step replaces."""

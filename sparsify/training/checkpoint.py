@@ -68,6 +68,7 @@ def sparse_state(state: TrainState) -> dict[str, Any]:
             "flops": state.flops,
             "memory": dict(state.memory),
             "momentum": dict(state.momentum),
+            "gathered": dict(state.gathered),
             "average": dict(state.average),
         },
     }

@@ -49,7 +49,7 @@ def plan(recipe: Recipe, info: DataInfo) -> Plan:
         sparse,
         own_dense,
         recipe.topology.delta_t,
-        at_updates=method.updates_masks and method.needs_dense_gradients,
+        at_updates=recipe.topology.growth_batches if method.updates_masks and method.needs_dense_gradients else 0,
         at_every_step=bool(method.momentum),
     )
     return Plan(

@@ -18,20 +18,22 @@ Sparse = Mapping[str, SparseLayer]  # by the weight's name
 
 
 def update_in_order(
-    layers: Iterable[Layer], method: Method, network: Network, sparse: Sparse, moment: Moment, random: torch.Generator
-) -> tuple[dict[str, Tensor], dict[str, Rewiring]]:
+    layers: Iterable[Layer], method: Method, network: Network, sparse: Sparse, gathered: Mapping[str, Tensor],
+    moment: Moment, random: torch.Generator,
+) -> tuple[dict[str, Tensor], dict[str, Rewiring]]:  # fmt: skip
     """The next masks of the network's matrices, and the next connections of the sparse layers; nothing is changed.
 
-    layers: in the order in which random numbers are drawn for them. The method sees single connections only, so that
-    layers may be asked one by one.
+    layers: in the order in which random numbers are drawn for them. gathered: dense gradients of
+    earlier batches, of sparse layers. The method sees single connections only, so that layers may be asked one by one.
     """
     chosen: dict[str, Tensor] = {}
     rewired: dict[str, Rewiring] = {}
     for layer in layers:
         if layer.name in sparse:
             rewired[layer.name] = exchange(
-                sparse[layer.name], moment.drop_fraction, method.drop_score, method.grow_score, random, layer.parts
-            )
+                sparse[layer.name], moment.drop_fraction, method.drop_score, method.grow_score, random, layer.parts,
+                gathered.get(layer.name),
+            )  # fmt: skip
         elif layer.matrices[0] in network:
             own = Network({name: network[name] for name in layer.matrices})
             chosen |= method.update(own, moment, {})[0]

@@ -167,6 +167,7 @@ def plan_topology(settings: Settings, steps: int, seed: int, layers: list[Layer]
         t_end=round(settings.t_end * steps),
         decay=settings.schedule,
         power=settings.power,
+        growth_batches=settings.growth_batches,
     )
     sparsity = settings.sparsity if method.sparse else 0.0
     if sparsity and not masks and not masks.positions:

@@ -26,12 +26,11 @@ from sparsify.topology.masks import Masks
 from sparsify.topology.matrices import join, split
 from sparsify.topology.schedules import UpdateSchedule
 from sparsify.training.averaging import Average, clear_average, update_average
+from sparsify.training.dense_gradients import Gradients, added, dense_gradients, gather_sparse, running_mean
 from sparsify.training.optimizer import shrink_weights
 from sparsify.training.precision import LossScale, gradients_finite, unscale
 from sparsify.training.rewiring import move_values, update_in_order
 from sparsify.training.slots import reset_slots
-
-Gradients = Mapping[str, Tensor]  # dense, by the weight's name
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +61,7 @@ class TrainState:
     memory: Memory = field(default_factory=dict)  # the method's own
     explored: Explored | None = None  # weights that existed at any time; None before the first update
     momentum: Gradients = field(default_factory=dict)  # running mean of dense gradients, for methods that keep one
+    gathered: Gradients = field(default_factory=dict)  # sum of dense gradients that the next update will look at
     average: Average = field(default_factory=dict)  # of the weights, where one is kept
     loss_scale: LossScale | None = None  # the factor on the loss that the gradients stem from
     parameters: Mapping[str, nn.Parameter] = field(default_factory=dict)  # the model's, looked up once
@@ -72,8 +72,8 @@ class TrainState:
 
 
 def record_gradients(state: TrainState, topology: Topology) -> None:
-    """Before the forward pass: let sparse layers keep what an update at this step makes dense gradients of."""
-    if topology.method.needs_dense_gradients and _is_due(state, topology):
+    """Before the forward pass: let sparse layers keep what an update makes dense gradients of."""
+    if _gathers(state, topology):
         for layer in sparse_layers(state.model).values():
             layer.tape = []
 
@@ -113,14 +113,20 @@ def prepare_step(state: TrainState, topology: Topology) -> HalfStep:
     """
     step, method = state.step + 1, topology.method
     due = _is_due(state, topology)
-    dense = bool(method.momentum) or (due and method.needs_dense_gradients)
+    gathers = _gathers(state, topology)
+    dense = bool(method.momentum) or gathers
     state = replace(state, step=step, flops=state.flops + _flops(state, topology, dense))
-    state, finite = _unscale(state, look=due or bool(method.momentum))
+    state, finite = _unscale(state, look=due or dense)
     if not finite:
         state.optimizer.zero_grad(set_to_none=True)
         return HalfStep(replace(state, update_pending=due), due=False, descends=False)
-    state = _keep_momentum(state, method)
-    gradients = _dense_gradients(state, method) if due else {}
+    gradients = dense_gradients(state.parameters, state.masks) if dense else {}
+    if method.momentum:
+        state = replace(state, momentum=running_mean(state.momentum, gradients, method.momentum))
+    if gathers:
+        gradients = added(gradients, state.gathered)
+    if gathers and not due:
+        state = replace(state, gathered={**gradients, **gather_sparse(sparse_layers(state.model), state.gathered)})
     descends = not (due and method.replaces_step)
     if descends:
         multiply([(weight.grad, mask) for weight, mask in _masked(state) if weight.grad is not None])
@@ -153,7 +159,7 @@ def start_by_gradient(state: TrainState, topology: Topology) -> TrainState:
     dense = 3 * inference_flops(topology.layers, {})
     state, finite = _unscale(replace(state, flops=state.flops + dense), look=True)
     if finite:
-        state = _update(state, topology, _dense_gradients(state, topology.method))
+        state = _update(state, topology, dense_gradients(state.parameters, state.masks))
     state.optimizer.zero_grad(set_to_none=True)
     return replace(state, update_pending=not finite)
 
@@ -178,6 +184,14 @@ def _is_due(state: TrainState, topology: Topology) -> bool:
     return state.update_pending or topology.schedule.is_update_step(state.step + 1)
 
 
+def _gathers(state: TrainState, topology: Topology) -> bool:
+    """Whether an update looks at the dense gradients of the step after `state`, now or later."""
+    method, schedule = topology.method, topology.schedule
+    if not (method.updates_masks and method.needs_dense_gradients):
+        return False
+    return _is_due(state, topology) or (not method.momentum and schedule.counts_for_growth(state.step + 1))
+
+
 def _flops(state: TrainState, topology: Topology, dense: bool) -> int:
     sparse = inference_flops(topology.layers, state.masks.nonzeros())
     return step_flops(sparse, inference_flops(topology.layers, {}) if dense else sparse)
@@ -199,24 +213,6 @@ def _unscale(state: TrainState, look: bool) -> tuple[TrainState, bool]:
     return replace(state, loss_scale=scale and scale.after(finite)), finite
 
 
-def _keep_momentum(state: TrainState, method: Method) -> TrainState:
-    if not method.momentum:
-        return state
-    momentum = {
-        name: torch.lerp(gradient, state.momentum.get(name, torch.zeros_like(gradient)), method.momentum)
-        for name, gradient in _dense_gradients(state, method).items()
-    }
-    return replace(state, momentum=momentum)
-
-
-def _dense_gradients(state: TrainState, method: Method) -> Gradients:
-    """Gradients as they are before masking, for methods that need them."""
-    if not method.needs_dense_gradients:
-        return {}
-    found = {name: state.parameters[name] for name in state.masks}
-    return {name: torch.zeros_like(w) if w.grad is None else w.grad.clone() for name, w in found.items()}
-
-
 def _update(state: TrainState, topology: Topology, gradients: Gradients) -> TrainState:
     """Let the method choose, zero what is new or gone, and count."""
     random = generator(topology.seed, "growth", state.step)
@@ -228,7 +224,9 @@ def _update(state: TrainState, topology: Topology, gradients: Gradients) -> Trai
         if state.masks.positions:
             listed = plain_layers({name: layer.shape for name, layer in state.masks.positions.items()})
             sparse = sparse_layers(state.model)
-            chosen, rewired = update_in_order(topology.layers or listed, method, network, sparse, moment, random)
+            chosen, rewired = update_in_order(
+                topology.layers or listed, method, network, sparse, state.gathered, moment, random
+            )
             move_values(state.optimizer, sparse, rewired)
             memory = state.memory
         else:
@@ -252,6 +250,7 @@ def _update(state: TrainState, topology: Topology, gradients: Gradients) -> Trai
         grown=state.grown + after - kept,
         churn=1 - kept / before if before else 0.0,
         memory=memory,
+        gathered={},
         explored=(state.explored or Explored.of(state.masks)).including(masks),
     )
 
