@@ -28,7 +28,7 @@ SHORT = [
     "training.evaluate_every=6.0",
 ]
 
-SPARSELY = ("static", "SET", "RigL", "RigL, 32 batches")
+SPARSELY = ("static", "SET", "RigL", "RigL (32 batches)")
 SPARSE = ("90 % in 8 epochs", "90 % in 30 epochs (WRN-10-1)")  # where static, SET and RigL hold their non-zeros only
 
 EXPERIMENT = Experiment(
@@ -54,11 +54,11 @@ many as those of 8 and 6 epochs. Rows are ERK unless they say uniform.""",
     recipe="wrn-22-2-cifar10",
     rows={
         **{label: [f"topology.method={method}"] for label, method in METHODS.items()},
-        "RigL, 32 batches": ["topology.method=rigl", "topology.growth_batches=32"],
+        "RigL (32 batches)": ["topology.method=rigl", "topology.growth_batches=32"],
         "RigL 2x": ["topology.method=rigl", "training.multiplier=2.0"],
-        "static, uniform": ["topology.method=static", "topology.distribution=uniform"],
-        "SET, uniform": ["topology.method=set", "topology.distribution=uniform"],
-        "RigL, uniform": ["topology.method=rigl", "topology.distribution=uniform"],
+        "static (uniform)": ["topology.method=static", "topology.distribution=uniform"],
+        "SET (uniform)": ["topology.method=set", "topology.distribution=uniform"],
+        "RigL (uniform)": ["topology.method=rigl", "topology.distribution=uniform"],
     },
     columns={
         **{f"{sparsity} % in 250 epochs": [f"topology.sparsity=0.{sparsity}"] for sparsity in (80, 90, 95)},
@@ -93,8 +93,8 @@ many as those of 8 and 6 epochs. Rows are ERK unless they say uniform.""",
 def findings(found: Mapping[str, Any]) -> list[str]:
     """The claim's comparisons, for both distributions."""
     pairs = [("SET", "static"), ("RigL", "SET"), ("RigL", "static"), ("RigL", "gradual pruning"), ("SRigL", "RigL")]
-    pairs += [(f"{row}, uniform", f"{other}, uniform") for row, other in pairs[:3]]
-    pairs += [("RigL 2x", "RigL")] + [(row, f"{row}, uniform") for row in ("static", "RigL")]
+    pairs += [(f"{row} (uniform)", f"{other} (uniform)") for row, other in pairs[:3]]
+    pairs += [("RigL 2x", "RigL")] + [(row, f"{row} (uniform)") for row in ("static", "RigL")]
     lines = []
     for column in EXPERIMENT.columns:
         for row, other in pairs:
