@@ -24,7 +24,7 @@ weights. ER is no row because without kernels it is ERK.""",
         **{f"α {alpha}": [f"topology.alpha={alpha}"] for alpha in (0.1, 0.2, 0.5)},
         **{name: [f"topology.schedule={name}"] for name in ("constant", "linear", "inverse_power")},
         "uniform": ["topology.distribution=uniform"],
-        "uniform, the first layer too": [
+        "uniform (the first layer too)": [
             "topology.distribution=uniform",
             'topology.layers={{"layer:first"={{sparsity=0.98, budget="inside"}}}}',
         ],

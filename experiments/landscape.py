@@ -19,7 +19,7 @@ RECIPE, SPARSITY, EPOCHS = "lenet-300-100-mnist", 0.98, 20
 RUNS = {
     "static": ["topology.method=static"],
     "pruned": ["topology.method=gradual_pruning"],
-    "static, trained on": ["topology.method=static", "training.start_from={static}"],
+    "static (trained on)": ["topology.method=static", "training.start_from={static}"],
     "RigL from static": ["topology.method=rigl", "training.start_from={static}"],
 }
 
@@ -82,7 +82,7 @@ def report(found: Mapping[str, Any]) -> str:
         "",
         f"Losses along paths over {found['paths']['samples']:,} training samples. `python experiments/landscape.py`",
     ]
-    stuck, escaped = (found["runs"][label]["loss"] for label in ("static, trained on", "RigL from static"))
+    stuck, escaped = (found["runs"][label]["loss"] for label in ("static (trained on)", "RigL from static"))
     verb = "escapes" if escaped < 0.8 * stuck else "does not escape"
     lines += ["", f"- From the static solution RigL {verb}: training loss {escaped:.4f}, static training {stuck:.4f}."]
     return "\n".join(lines)

@@ -42,6 +42,7 @@ class Rewiring:
         tensor.copy_(tensor[here.clamp(min=0)].masked_fill_(here < 0, 0))
 
 
+@torch.no_grad()
 def gather(layer: SparseLayer, total: Tensor | None) -> Tensor:
     """The dense gradient of the layer's tape, added to `total` in place: [out, entries of a row]."""
     rows, width = layer.pattern.shape[0], math.prod(layer.pattern.shape[1:])

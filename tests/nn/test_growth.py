@@ -110,15 +110,19 @@ def test_models_are_converted_there_and_back():
 
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("block", [1, 50, 1000])
-def test_convolutions_are_rewired_as_from_dense_tensors(groups, block, monkeypatch):
+@pytest.mark.parametrize("at_once", [True, False])
+def test_convolutions_are_rewired_as_from_dense_tensors(groups, block, at_once, monkeypatch):
     torch.manual_seed(0)
     dense = nn.Conv2d(4, 6, 3, padding=1, stride=2, groups=groups, bias=False)
     mask = random_mask(tuple(dense.weight.shape), dense.weight.numel() // 4, torch.Generator().manual_seed(0))
     with torch.no_grad():  # whole numbers, so that sums are exact in any order, and ties
         dense.weight.copy_(torch.randint(-2, 3, dense.weight.shape) * mask)
     layer = SparseConv2d.from_dense(dense, mask)
-    layer.tape = []
-    for _ in range(2):  # batches that are accumulated
+    layer.tape, gathered = [], None
+    monkeypatch.setattr(growth, "BLOCK", block)
+    for batch in range(3):  # accumulated in one step, or gathered over several
+        if batch and not at_once:
+            gathered, layer.tape = growth.gather(layer, gathered), []
         x = torch.randint(-2, 3, (5, 4, 7, 6)).float()
         for module in (dense, layer):
             output = module(x)
@@ -126,8 +130,7 @@ def test_convolutions_are_rewired_as_from_dense_tensors(groups, block, monkeypat
     method, fraction = METHODS["rigl"], 0.3
     seen = Connections(mask, dense.weight.detach(), dense.weight.grad, torch.Generator())
     wanted = drop_and_grow(mask, method.drop_score(seen), method.grow_score(seen), int(fraction * seen.count))
-    monkeypatch.setattr(growth, "BLOCK", block)
-    change = growth.exchange(layer, fraction, method.drop_score, method.grow_score, torch.Generator())
+    change = growth.exchange(layer, fraction, method.drop_score, method.grow_score, torch.Generator(), 1, gathered)
     assert torch.equal(change.positions.mask(), wanted)
     change.move(layer.weight.data)
     layer.set_pattern(change.pattern)

@@ -69,10 +69,11 @@ def test_training_costs_of_the_paper():
     sparse, dense = 10, 100
     assert step_flops(dense, dense) == 300
     assert step_flops(sparse, sparse) == 30
-    assert mean_step_flops(sparse, dense, 99, at_updates=False, at_every_step=False) == 30
-    assert mean_step_flops(sparse, dense, 99, at_updates=False, at_every_step=True) == 2 * 10 + 100
-    rigl = mean_step_flops(sparse, dense, 99, at_updates=True, at_every_step=False)
-    assert rigl == pytest.approx((3 * 10 * 99 + 2 * 10 + 100) / 100)
+    assert mean_step_flops(sparse, dense, 99, at_updates=0, at_every_step=False) == 30
+    assert mean_step_flops(sparse, dense, 99, at_updates=0, at_every_step=True) == 2 * 10 + 100
+    for batches in (1, 5):
+        rigl = mean_step_flops(sparse, dense, 99, at_updates=batches, at_every_step=False)
+        assert rigl == pytest.approx((3 * 10 * (100 - batches) + (2 * 10 + 100) * batches) / 100)
 
 
 def recipe(*changes: str):

@@ -4,8 +4,18 @@ import itertools
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sparsify.topology.schedules import DECAYS, UpdateSchedule
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 60))
+def test_growth_counts_the_last_batches_before_each_update(delta_t, batches, t_end):
+    schedule = UpdateSchedule(delta_t=delta_t, alpha=0.3, t_end=t_end, growth_batches=batches)
+    updates = [step for step in range(100) if schedule.is_update_step(step)]
+    wanted = {step for update in updates for step in range(update, max(0, update - min(batches, delta_t)), -1)}
+    assert {step for step in range(100) if schedule.counts_for_growth(step)} == wanted
 
 
 def test_updates_every_delta_t_until_t_end_inclusive():

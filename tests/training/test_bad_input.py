@@ -48,6 +48,8 @@ def test_option_that_the_architecture_does_not_take(tmp_path):
         train(load_recipe(None, ["model.hiden=[3]"]), tmp_path / "run")
     with pytest.raises(RecipeError, match=r"'model.hidden.0' = 'wide' is not possible"):
         train(load_recipe(None, ["model.hidden=['wide']"]), tmp_path / "run")
+    with pytest.raises(RecipeError, match=r"growth_batches = 30 is more than the delta_t = 20 steps"):
+        load_recipe(None, ["topology.growth_batches=30"])
     with pytest.raises(RecipeError, match=r"\[model\]: depth = 23 must be 6 n \+ 4"):
         train(load_recipe("wrn-22-2-cifar10", ["data.name=digits", "model.depth=23"]), tmp_path / "run")
 

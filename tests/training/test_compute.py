@@ -39,10 +39,10 @@ def recipe(*changes: str, optimizer: str = "sgd") -> Recipe:
     return load_recipe(None, [*SETTINGS, *changes]).model_copy(update={"optimizer": OPTIMIZERS[optimizer]})
 
 
-@pytest.mark.parametrize("method", ["rigl", "set", "static"])
+@pytest.mark.parametrize("method, batches", [("rigl", 1), ("rigl", 5), ("set", 5), ("static", 1)])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_masks_agree_update_by_update(method, optimizer, tmp_path, states):
-    given = recipe(f"topology.method={method}", optimizer=optimizer)
+def test_masks_agree_update_by_update(method, batches, optimizer, tmp_path, states):
+    given = recipe(f"topology.method={method}", f"topology.growth_batches={batches}", optimizer=optimizer)
     lines = [train(given, tmp_path / c, compute=c).line for c in ("masked", "sparse")]
     masked, sparse = states[:40], states[40:]
     assert set(sparse[0].masks.positions) == {"1.weight", "3.weight"}, "the last layer is too dense to gain"
@@ -78,7 +78,7 @@ def test_masks_of_gates_agree_update_by_update(model, large, tmp_path, states, m
 @pytest.mark.parametrize("first, then", [("masked", "sparse"), ("sparse", "masked"), ("sparse", None)])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_run_moves_through_its_checkpoint(first, then, optimizer, tmp_path, states):
-    given = recipe("training.steps=50", optimizer=optimizer)
+    given = recipe("training.steps=50", "topology.growth_batches=6", optimizer=optimizer)  # 19 to 24 are for an update
     whole = train(given, tmp_path / "whole", compute="masked").line
     wanted = states[-1]
     steps = training(given, tmp_path / "run", compute=first)
@@ -101,9 +101,11 @@ def test_a_run_moves_through_its_checkpoint(first, then, optimizer, tmp_path, st
     assert ours.metadata.mask_digest == theirs.metadata.mask_digest
 
 
-def test_stopped_and_resumed_sparse_runs_end_with_the_same_bits(tmp_path, states):
-    whole = train(recipe(), tmp_path / "whole", compute="sparse").folder
-    steps = training(recipe(), tmp_path / "run", compute="sparse")
+@pytest.mark.parametrize("batches", [1, 8])
+def test_stopped_and_resumed_sparse_runs_end_with_the_same_bits(batches, tmp_path, states):
+    given = recipe(f"topology.growth_batches={batches}")
+    whole = train(given, tmp_path / "whole", compute="sparse").folder
+    steps = training(given, tmp_path / "run", compute="sparse")
     with pytest.raises(InterruptedTraining):
         for progress in steps:
             if progress.step == 18:

@@ -21,7 +21,7 @@ from sparsify.training.distributed import World
 from sparsify.training.metrics import read_metrics
 
 STEPS, DELTA_T = 60, 5
-CHANGES = [f"training.steps={STEPS}", f"topology.delta_t={DELTA_T}", "topology.t_end=0.9"]
+CHANGES = [f"training.steps={STEPS}", f"topology.delta_t={DELTA_T}", "topology.t_end=0.9", "topology.growth_batches=2"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
 

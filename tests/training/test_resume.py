@@ -20,7 +20,7 @@ from sparsify.recipe import load_recipe
 from sparsify.training.checkpoint import read_checkpoint
 from sparsify.training.loop import train, training
 
-CHANGES = ["training.epochs=12", "training.evaluate_every=1.0", "topology.delta_t=10"]
+CHANGES = ["training.epochs=12", "training.evaluate_every=1.0", "topology.delta_t=10", "topology.growth_batches=7"]
 
 
 def digest(path: Path) -> str:
@@ -53,7 +53,7 @@ def start_process(folder: Path) -> subprocess.Popen[bytes]:
 
 def wait_for_lines(folder: Path, count: int, process: subprocess.Popen[bytes]) -> None:
     path = folder / "metrics.jsonl"
-    for _ in range(6000):
+    for _ in range(30000):  # a minute, on a machine with other things to do
         if path.is_file() and path.read_bytes().count(b"\n") >= count:
             return
         assert process.poll() is None, "the run ended before it could be killed"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -144,6 +145,25 @@ def test_rigl_grows_where_the_dense_gradient_is_largest():
         grown, absent = mask & ~before.masks[name], ~mask
         if grown.any() and absent.any():
             assert gradient[name][grown].abs().min() >= gradient[name][absent & ~before.masks[name]].abs().max()
+
+
+def test_growth_looks_at_the_gradients_of_several_batches():
+    """At those of the steps 2 to 4, without the one that is not finite, and at none of them for the next update."""
+    state, topology = start("sgd", "rigl")
+    topology = replace(topology, schedule=replace(topology.schedule, growth_batches=3))
+    total = {name: torch.zeros_like(mask, dtype=torch.float32) for name, mask in state.masks.items()}
+    for step in range(1, 5):
+        backward(state.model, step)
+        if step == 3:
+            state.model[3].weight.grad[0, 0] = float("nan")
+        elif step > 1:
+            total = {name: sum_ + state.parameters[name].grad for name, sum_ in total.items()}
+        before, state = state, finish_step(state, topology)
+        assert set(state.gathered) == (set(total) if step in (2, 3) else set())
+    assert state.updates == 1
+    for name, mask in state.masks.items():
+        grown, absent = mask & ~before.masks[name], ~mask & ~before.masks[name]
+        assert grown.any() and total[name][grown].abs().min() >= total[name][absent].abs().max()
 
 
 def test_connection_dropped_and_grown_at_once_keeps_value_and_slots():
