@@ -28,7 +28,7 @@ SHORT = [
     "training.evaluate_every=6.0",
 ]
 
-SPARSELY = ("static", "SET", "RigL", "RigL (32 batches)")
+SPARSELY = ("static", "SET", "RigL", "RigL (8 batches)", "RigL (32 batches)")
 SPARSE = ("90 % in 8 epochs", "90 % in 30 epochs (WRN-10-1)")  # where static, SET and RigL hold their non-zeros only
 
 EXPERIMENT = Experiment(
@@ -54,6 +54,7 @@ many as those of 8 and 6 epochs. Rows are ERK unless they say uniform.""",
     recipe="wrn-22-2-cifar10",
     rows={
         **{label: [f"topology.method={method}"] for label, method in METHODS.items()},
+        "RigL (8 batches)": ["topology.method=rigl", "topology.growth_batches=8"],
         "RigL (32 batches)": ["topology.method=rigl", "topology.growth_batches=32"],
         "RigL 2x": ["topology.method=rigl", "training.multiplier=2.0"],
         "static (uniform)": ["topology.method=static", "topology.distribution=uniform"],
