@@ -22,6 +22,7 @@ grows by the same gradients but gives each neuron as many connections, is the te
         "static": ["topology.method=static"],
         "SET": ["topology.method=set"],
         "RigL": ["topology.method=rigl"],
+        "RigL (16 batches)": ["topology.method=rigl", "topology.growth_batches=16"],
         "SRigL": ["topology.method=srigl"],
         "gradual pruning": ["topology.method=gradual_pruning"],
     },

@@ -24,6 +24,7 @@ as the first time). Pruning and GraNet are dense at first and cost more; RigL tr
         "DSR": ["topology.method=dsr"],
         "SNFS": ["topology.method=snfs"],
         "RigL": ["topology.method=rigl"],
+        "RigL (32 batches)": ["topology.method=rigl", "topology.growth_batches=32"],
         "RigL from static's solution": ["topology.method=rigl", "training.start_from={runs}/static/{seed}"],
         "SRigL": ["topology.method=srigl"],
         "N:M RigL": ["topology.method=nm_rigl"],
