@@ -84,6 +84,7 @@ class Executable:
         """Addresses of a stage's constants, its code's last: int64 [n + 1]."""
         table = aligned(len(stage.constants) + 1, np.int64)
         for index, array in enumerate(stage.constants):
+            assert isinstance(array, np.ndarray)
             table[index] = array.ctypes.data
         table[-1] = self._code_end
         self._code_end += lines(len(stage.code))

@@ -6,6 +6,8 @@ import ctypes
 import mmap
 import sys
 import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -52,6 +54,29 @@ class Arena:
         return piece
 
 
+@dataclass(frozen=True, eq=False)
+class Written:
+    """An array that is written where it stays, and not made before: `write` fills `size` zeros of that dtype."""
+
+    size: int
+    write: Callable[[np.ndarray], None]
+    dtype: type = np.float32
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes."""
+        return self.size * np.dtype(self.dtype).itemsize
+
+
+def joined(parts: Sequence[np.ndarray]) -> Written:
+    """Flat arrays of one dtype, one after the other."""
+
+    def write(home: np.ndarray) -> None:
+        np.concatenate(parts, out=home)
+
+    return Written(sum(len(part) for part in parts), write, parts[0].dtype.type)
+
+
 class Weights:
     """Memory for what stages keep, in arenas that are added as it grows."""
 
@@ -60,7 +85,7 @@ class Weights:
         self._arenas: list[Arena] = []
         self._room = 0
 
-    def kept(self, array: np.ndarray) -> np.ndarray:
+    def kept(self, array: np.ndarray | Written) -> np.ndarray:
         """A copy of an array, flat, that begins on a cache line and lives as long as this."""
         size = lines(array.nbytes)
         if size > self._room:
@@ -69,7 +94,10 @@ class Weights:
         self._room -= size
         self.size += size
         home = self._arenas[-1].take(array.nbytes)[: array.nbytes].view(array.dtype)
-        home[:] = array.reshape(-1)
+        if isinstance(array, Written):
+            array.write(home)
+        else:
+            home[:] = array.reshape(-1)
         return home
 
 

@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from sparsify.engine.unread import Unread
+
 LARGE = 4096  # elements
 DENSEST = 0.4  # density up to which a non-zero and its place take less than a dense array
 Found = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Row, column (int64, or int32 of a packed matrix) and value of each non-zero of a matrix, row by row."""
+"""Row, column (int64 of a dense array, else int32) and value of each non-zero of a matrix, row by row."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +58,7 @@ class Packed:
         return dense.reshape(self.shape).astype(dtype or np.float32, copy=False)
 
 
-Weight = np.ndarray | Packed
+Weight = np.ndarray | Packed | Unread
 
 
 def packed(array: np.ndarray) -> Weight:
@@ -73,15 +75,37 @@ def packed(array: np.ndarray) -> Weight:
 
 def count(weight: Weight) -> int:
     """How many there are."""
+    if isinstance(weight, Unread):
+        return weight.nonzeros
     return len(weight.numbers) if isinstance(weight, Packed) else int(np.count_nonzero(weight != 0))
 
 
-def find(matrix: Weight) -> Found:
-    """Those of a matrix [rows, columns]."""
+def find(matrix: Weight, first: int = 0, last: int | None = None) -> Found:
+    """Those of a matrix [rows, columns], or of some of its rows, the first of which is 0 then."""
+    rows, columns = matrix.shape
+    last = rows if last is None else last
     if isinstance(matrix, Packed):
-        place, value = matrix.places, matrix.numbers
+        begin, end = np.searchsorted(matrix.places, np.array([first * columns, last * columns], np.int32))
+        place, value = matrix.places[begin:end], matrix.numbers[begin:end]
+        if first:
+            place = place - np.int32(first * columns)
+    elif isinstance(matrix, Unread) and (first, last) == (0, rows):
+        place, value = _read(matrix)
     else:
-        place = np.flatnonzero(matrix != 0)
-        value = matrix.reshape(-1)[place]
-    row, column = np.divmod(place, max(matrix.shape[1], 1))
+        flat = matrix[first:last].reshape(-1)
+        place = np.flatnonzero(flat != 0)
+        value = flat[place]
+    row, column = np.divmod(place, max(columns, 1))
     return row, column, value
+
+
+def _read(weight: Unread) -> tuple[np.ndarray, np.ndarray]:
+    """Places (int32) and values."""
+    places, values = np.empty(weight.nonzeros, np.int32), np.empty(weight.nonzeros, np.float32)
+    done = 0
+    for first, part in weight.parts():
+        found = np.flatnonzero(part != 0)
+        here = slice(done, done + len(found))
+        places[here], values[here] = found + first, part[found]
+        done += len(found)
+    return places, values

@@ -19,6 +19,7 @@ from sparsify.engine.ir import F32, I8, I32, I64, Body
 from sparsify.engine.nonzeros import Found
 
 SEGMENT = 64  # columns that two permutations reach, each of two registers with 16 lanes
+_PART = 1 << 20  # elements of matrices that are packed at a time: what that takes besides is many times as large
 _LEAST = 0.4  # of the lanes that a step must fill: below that gathers take less time
 
 
@@ -49,6 +50,33 @@ def in_segments(shape: tuple[int, int, int], found: Found, width: int) -> Segmen
     """The segments of matrices of `shape` [matrices, rows, columns], whose rows are a multiple of `width`. found: the
     non-zeros of all of them, one below the other."""
     matrices, rows, columns = shape
+    tall = max(1, _PART // max(1, matrices * width * columns)) * width
+    firsts, values, insides, rests = [np.zeros(1, np.int64)], [], [], []
+    for start in range(0, rows, tall):
+        height = min(tall, rows - start)
+        starts = np.arange(matrices) * rows + start
+        edges = np.searchsorted(found[0], np.array([starts, starts + height], found[0].dtype)).T
+        row, column, number = (np.concatenate([array[a:b] for a, b in edges]) for array in found)
+        matrix = np.arange(matrices).repeat(edges[:, 1] - edges[:, 0])
+        row -= (matrix * (rows - height) + start).astype(row.dtype)  # in matrices of this height
+        first, value, inside, rest = _cut((matrices, height, columns), (row, column, number), width)
+        firsts.append(first + firsts[-1][-1])
+        values.append(value)
+        insides.append(inside)
+        every = row[rest] + matrix[rest] * (rows - height) + start
+        rests.append((every, column[rest], number[rest]))
+    every, column, number = (np.concatenate(parts) for parts in zip(*rests, strict=True))
+    order = np.argsort(every, kind="stable")
+    over = sell.in_slices(matrices * rows, (every[order], column[order], number[order]), width, sort=False)
+    return Segments(np.concatenate(firsts), np.concatenate(values), np.concatenate(insides), over)
+
+
+def _cut(
+    shape: tuple[int, int, int], found: Found, width: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """As `in_segments`, of matrices that are not too large: the last step of each slice and segment, values and
+    columns of the steps, and which of the non-zeros are left over (bool)."""
+    matrices, rows, columns = shape
     slices, segments = rows // width, -(-columns // SEGMENT)
     every, column, number = found
     lengths = np.bincount(every * segments + column // SEGMENT, minlength=matrices * rows * segments)
@@ -59,15 +87,13 @@ def in_segments(shape: tuple[int, int, int], found: Found, width: int) -> Segmen
     matrix, row = np.divmod(every, rows)
     piece = row // width * segments + column // SEGMENT
     kept = place < steps[piece]
-    rest = (every[~kept], column[~kept], number[~kept])
-    first = np.concatenate([[0], np.cumsum(steps)]).astype(np.int64)
-    home = (((first[piece] + place) * matrices + matrix) * width + row % width)[kept]
-    del place, piece, matrix, row  # as large as the matrix's non-zeros each
-    value, inside = np.zeros(first[-1] * matrices * width, np.float32), np.zeros(first[-1] * matrices * width, np.uint8)
+    last = np.cumsum(steps)
+    home = ((((last - steps)[piece] + place) * matrices + matrix) * width + row % width)[kept]
+    size = int(steps.sum()) * matrices * width
+    value, inside = np.zeros(size, np.float32), np.zeros(size, np.uint8)
     value[home] = number[kept]
     inside[home] = column[kept] % SEGMENT
-    value, inside = (array.reshape(-1, matrices, width) for array in (value, inside))
-    return Segments(first, value, inside, sell.in_slices(matrices * rows, rest, width, sort=False))
+    return last, value.reshape(-1, matrices, width), inside.reshape(-1, matrices, width), ~kept
 
 
 def add_products(

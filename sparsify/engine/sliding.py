@@ -206,16 +206,22 @@ class Entries:
     value: np.ndarray
 
 
-def entries(operation: Convolution | Linear, input: Planes) -> Entries:
-    """The non-zeros of a layer's weight as shifts in the planes that it reads."""
+def entries(operation: Convolution | Linear, input: Planes, first: int = 0, last: int | None = None) -> Entries:
+    """The non-zeros of a layer's weight as shifts in the planes that it reads, or of some of its rows, the first of
+    which is 0 then."""
     weight = operation.weight.reshape(len(operation.weight), -1)  # [o, columns]
-    row, column, value = nonzeros.find(weight)
+    last = len(weight) if last is None else last
+    row, column, value = nonzeros.find(weight, first, last)
     row = row.astype(np.int64, copy=False)
     if isinstance(operation, Linear):
-        return Entries(len(weight), row, np.multiply(column, input.channel, dtype=np.int64), value)
-    per_group = operation.weight.shape[1]
-    offsets = taps(operation, operation.weight.shape[2:], input).ravel()
-    shift = (np.arange(per_group)[:, None] * input.channel + offsets).ravel()[column]
+        return Entries(last - first, row, np.multiply(column, input.channel, dtype=np.int64), value)
+    shift = shifts(operation, input)[column]
     if operation.groups > 1:
-        shift += row // (len(weight) // operation.groups) * per_group * input.channel
-    return Entries(len(weight), row, shift, value)
+        shift += (row + first) // (len(weight) // operation.groups) * operation.weight.shape[1] * input.channel
+    return Entries(last - first, row, shift, value)
+
+
+def shifts(operation: Convolution, input: Planes) -> np.ndarray:
+    """Floats from an output position's place to each column of the weight, in the first group: int64 [columns]."""
+    offsets = taps(operation, operation.weight.shape[2:], input).ravel()
+    return (np.arange(operation.weight.shape[1])[:, None] * input.channel + offsets).ravel()

@@ -31,6 +31,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sparsify.engine.layout import Planes
+from sparsify.engine.memory import Written
 from sparsify.engine.program import Value
 from sparsify.engine.target import Target
 from sparsify.engine.tuning import Tuning
@@ -70,7 +71,7 @@ class Stage:
     reads: tuple[str, ...]  # values, in the order of `buffers`
     writes: tuple[str, ...]
     tiles: int  # independent pieces of work, each about 10 to 200 microseconds where that is possible
-    constants: tuple[np.ndarray, ...] = ()
+    constants: tuple[np.ndarray | Written, ...] = ()
     layouts: Mapping[str, Layout] = field(default_factory=dict)  # of reads and writes that are not in C order
     code: bytes = b""  # machine code of this layer; its address is appended to `constants`
     replaces: str | None = None  # one of `reads`: the result may be written over it, element by element

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from sparsify.engine.front import build, load
 from sparsify.engine.front.constants import Constants
 from sparsify.engine.nonzeros import LARGE, Packed, count, find, packed
 
@@ -23,15 +22,6 @@ def test_arrays_come_back_as_they_went_in(shape, density):
     assert (constants["w"] == 1).all() != is_packed or array.size == 0
 
 
-def test_a_model_holds_its_sparse_weights_packed(make_model):
-    weight = np.zeros((512, 512), np.float32)
-    weight[:, 3] = 2
-    graph = load(make_model("g (float[1,512] x) => (float[] y) { y = MatMul(x, w) }", {"w": weight}))
-    first, second = graph.constants["w"], graph.constants["w"]
-    np.testing.assert_array_equal(first, weight)
-    assert not np.shares_memory(first, second)
-
-
 @pytest.mark.parametrize("shape", [(64, 128), (8, 16, 8, 8)])
 def test_a_packed_weight_is_the_array_that_it_was(shape):
     rng = np.random.default_rng(1)
@@ -46,12 +36,3 @@ def test_a_packed_weight_is_the_array_that_it_was(shape):
     assert count(weight) == np.count_nonzero(array)
     for found, there in zip(find(matrix), (*np.nonzero(dense), dense[dense != 0]), strict=True):
         np.testing.assert_array_equal(found, there)
-
-
-def test_sparse_weights_stay_packed_until_a_kernel_takes_them(make_model):
-    weight = np.zeros((512, 512), np.float32)
-    weight[:, 3] = 2
-    text = "g (float[1,512] x) => (float[] y) { y = Gemm <transB = 1> (x, w) }"
-    (operation,) = build(load(make_model(text, {"w": weight})), {"x": (1, 512)}).operations
-    assert isinstance(operation.weight, Packed)
-    np.testing.assert_array_equal(np.asarray(operation.weight), weight)

@@ -10,7 +10,7 @@ from sparsify.engine.front import build, load
 from sparsify.engine.program import Linear
 from sparsify.errors import EngineError
 
-SHAPE = (24, 40)
+SHAPE = (64, 80)  # large enough to stay in the file
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def unpacked(model) -> np.ndarray:
     (operation,) = build(load(data), {"x": (3, SHAPE[0])}).operations
     assert isinstance(operation, Linear)
     assert operation.weight.dtype == np.float32
-    return operation.weight.T
+    return np.asarray(operation.weight).T
 
 
 def coordinates(weight, flat: bool):

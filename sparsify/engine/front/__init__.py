@@ -1,7 +1,7 @@
 """The engine's front: an ONNX model in, a Program for given input shapes out.
 
-`load(path_or_bytes)` reads a model and unpacks its weights, once; `build(graph, shapes)` makes the program
-for one set of input shapes. Any number of threads may build from one graph.
+`load(path_or_bytes)` reads a model and computes what depends on weights alone, once; `build(graph, shapes)` makes
+the program for one set of input shapes. Any number of threads may build from one graph.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sparsify.engine.program import Program, Shape
 
 
 def load(source: str | Path | bytes) -> Graph:
-    """A model file, or its bytes, with dense float32 weights. Raises EngineError where it cannot be read."""
+    """A model file, or its bytes, whose large weights stay there. Raises EngineError where it cannot be read."""
     return fold_constants(read_graph(source))
 
 

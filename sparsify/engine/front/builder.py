@@ -62,7 +62,7 @@ class Builder:
         return found
 
     def weight(self, name: str) -> Weight | None:
-        """The constant of that name, packed where it is mostly zeros; None where the value is computed."""
+        """The constant of that name as it is stored; None where the value is computed."""
         return self.constants.stored(name)
 
     def ints(self, node: Node, attribute: str, index: int) -> tuple[int, ...] | None:

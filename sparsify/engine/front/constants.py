@@ -1,4 +1,4 @@
-"""A model's constants by name, with the zeros of large weights left out of memory."""
+"""A model's constants by name: large weights stay in their file, and zeros of what is computed out of memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Array = np.ndarray[Any, Any]
 
 
 class Constants(MutableMapping[str, Array]):
-    """Arrays by name. A large, sparse one is unpacked anew each time that it is asked for."""
+    """Arrays by name. A large one, if it is sparse or in a file, is made anew each time that it is asked for."""
 
     def __init__(self) -> None:
         self._entries: dict[str, Weight] = {}
@@ -25,6 +25,10 @@ class Constants(MutableMapping[str, Array]):
 
     def __setitem__(self, name: str, array: Array) -> None:
         self._entries[name] = packed(array)
+
+    def keep(self, name: str, weight: Weight) -> None:
+        """Add a constant as it is stored."""
+        self._entries[name] = weight
 
     def __delitem__(self, name: str) -> None:
         del self._entries[name]
@@ -43,7 +47,7 @@ class Constants(MutableMapping[str, Array]):
         return self._entries.get(name)
 
     def value(self, name: str) -> Value:
-        """What is known of a constant without unpacking it."""
+        """What is known of a constant without unpacking or reading it."""
         entry = self._entries[name]
         return Value(name, entry.shape, str(entry.dtype))
 

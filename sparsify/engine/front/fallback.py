@@ -13,8 +13,9 @@ from sparsify.engine.foreign import first_line, foreign_session
 from sparsify.engine.front.builder import Builder
 from sparsify.engine.front.graph import Array, Node
 from sparsify.engine.front.reading import outer_needs
-from sparsify.engine.front.tensors import FLOATS, canonical, dtype_of
+from sparsify.engine.front.tensors import FLOATS, dtype_of
 from sparsify.engine.program import Foreign, Value
+from sparsify.engine.unread import canonical
 from sparsify.errors import EngineError
 
 TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype", "stash_type")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 
 from sparsify.engine.front.constants import Constants
 from sparsify.engine.front.graph import Graph, Node, Port
-from sparsify.engine.front.tensors import numpy_dtype, sparse_to_array, to_array
+from sparsify.engine.front.tensors import Folder, Raw, initializer, numpy_dtype, sparse_to_array, to_array
 from sparsify.engine.limits import LIMITS, Budget
+from sparsify.engine.unread import Bytes, OpenFile, Source
 from sparsify.errors import EngineError
-from sparsify.onnx_scan import scan, scan_bytes
+from sparsify.onnx_scan import scan_bytes
 
 OLDEST_OPSET = 7  # where ONNX took on numpy's broadcasting; exporters of opset 11 and up are tested
 PORT_DTYPES = ("bfloat16", "bool", "object", *(np.dtype(code).name for code in "efd" + "bhiq" + "BHIQ"))
@@ -25,7 +27,7 @@ DEFAULT_DOMAINS = ("", "ai.onnx")
 
 
 def read_graph(source: str | Path | bytes) -> Graph:
-    """Read a model file, or its bytes, with all its weights in memory as float32.
+    """Read a model file, or its bytes, all floating point as float32. Large weights stay in the file.
 
     Raises EngineError where the file is missing, damaged, hostile or of a form that cannot be handled.
     """
@@ -40,41 +42,35 @@ def read_graph(source: str | Path | bytes) -> Graph:
     return reader.graph(model.graph, outer=set(), depth=0, weights=file.weights())
 
 
-Weights = Iterator[tuple[TensorProto, np.ndarray | None]]  # a tensor, and its raw data where it is not in there
+Weights = Iterator[tuple[TensorProto, Raw | None]]  # a tensor, and where its raw data lie if they are not in there
 
 
 class _File:
-    """A model file, or its bytes, of which only the graph is in memory; weights are read one by one."""
+    """A model file, or its bytes, of which only the graph is in memory."""
 
     def __init__(self, source: str | Path | bytes) -> None:
-        self._data, self._path = b"", Path()
-        self.folder: Path | None = None
-        if isinstance(source, (bytes, bytearray, memoryview)):
-            self._data = bytes(source)
-            self.size = len(self._data)
-        else:
-            self._path = _checked(Path(source))
-            self.folder = self._path.parent
-            self.size = self._path.stat().st_size
+        self.folder: Folder | None = None
         self.model = ModelProto()
+        path = None if isinstance(source, (bytes, bytearray, memoryview)) else _checked(Path(source))
         try:
-            skeleton, self._entries = scan(self._path) if self.folder else scan_bytes(self._data)
+            if path is None:
+                data = bytes(source)  # type: ignore[arg-type]  # the caller's own where they are bytes
+                self._source: Source = Bytes(data)
+                skeleton, self._entries = scan_bytes(data)
+            else:
+                self._source, self.folder = OpenFile(path), Folder(path.parent)
+                with mmap.mmap(self._source.descriptor, 0, access=mmap.ACCESS_READ) as mapped:
+                    skeleton, self._entries = scan_bytes(mapped)
             self.model.ParseFromString(skeleton)
             self._tensors = [TensorProto.FromString(entry.head) for entry in self._entries]
         except (DecodeError, RuntimeError, ValueError, OSError) as error:
             raise _damaged("it is not a complete ONNX model") from error
+        self.size = self._source.size
 
     def weights(self) -> Weights:
         """The graph's initializers."""
         for tensor, entry in zip(self._tensors, self._entries, strict=True):
-            if entry.raw is None:
-                yield tensor, None
-                continue
-            start, length = entry.raw
-            if self.folder is None:
-                yield tensor, np.frombuffer(self._data, np.uint8, length, start).copy()
-            else:
-                yield tensor, np.fromfile(self._path, np.uint8, length, offset=start)
+            yield tensor, None if entry.raw is None else Raw(self._source, *entry.raw)
 
 
 def _checked(path: Path) -> Path:
@@ -130,7 +126,7 @@ def _check_not_recursive(key: Key, bodies: dict[Key, set[Key]], path: tuple[Key,
 class Reader:
     """What stays the same for a graph and the graphs inside it."""
 
-    def __init__(self, folder: Path | None, opsets: Mapping[str, int], file_bytes: int) -> None:
+    def __init__(self, folder: Folder | None, opsets: Mapping[str, int], file_bytes: int) -> None:
         self.folder = folder
         self.opsets = opsets
         self.file_bytes = file_bytes
@@ -148,7 +144,7 @@ class Reader:
         for tensor, raw in weights or ((tensor, None) for tensor in proto.initializer):
             if not isinstance(tensor.name, str):
                 raise _damaged("a name in it is not text")
-            constants[tensor.name] = to_array(tensor, self.folder, raw)
+            constants.keep(tensor.name, initializer(tensor, self.folder, raw))
         for sparse in proto.sparse_initializer:
             constants[sparse.values.name] = sparse_to_array(sparse, self.folder, self.budget)
         inputs = tuple(_port(value) for value in proto.input if value.name not in constants)

@@ -1,9 +1,10 @@
-"""Weights of a model file as numpy arrays, whatever their form: dense, sparse, in a file beside the model."""
+"""Weights of a model file, whatever their form: dense, sparse, in a file beside the model."""
 
 from __future__ import annotations
 
 import math
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,44 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from sparsify.engine.limits import LIMITS, Budget, check_shape
+from sparsify.engine.nonzeros import LARGE, Weight, packed
+from sparsify.engine.unread import Bytes, OpenFile, Source, Unread, canonical, counted
 from sparsify.errors import EngineError
 
 Array = np.ndarray[Any, Any]
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+
+MOST_OPEN = 64  # files beside a model; those beyond that are read into memory
+
+
+@dataclass(frozen=True)
+class Raw:
+    """Where a tensor's raw data lie."""
+
+    source: Source
+    start: int
+    length: int
+
+    def read(self) -> Array:
+        """The data: uint8 [length]."""
+        data = np.empty(self.length, np.uint8)
+        self.source.read(self.start, data)
+        return data
+
+
+class Folder:
+    """The files beside a model, each opened once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.resolve()
+        self._sources: dict[Path, Source] = {}
+
+    def source(self, path: Path) -> Source:
+        """A file's bytes."""
+        if path not in self._sources:
+            is_many = len(self._sources) >= MOST_OPEN
+            self._sources[path] = Bytes(path.read_bytes()) if is_many else OpenFile(path)
+        return self._sources[path]
 
 
 def dtype_of(element: int) -> str:
@@ -34,31 +69,38 @@ def numpy_dtype(element: int) -> np.dtype[Any]:
         ) from None
 
 
-def canonical(array: Array, is_owned: bool = False) -> Array:
-    """Floating point of 16 and 64 bits as float32; -0.0, which masking leaves behind, as 0. is_owned: whether the
-    array may be written over."""
-    if is_owned and array.dtype == np.float32:
-        return np.add(array, np.float32(0), out=array)
-    if array.dtype.kind == "f" or array.dtype.name == "bfloat16":
-        with np.errstate(over="ignore"):
-            return np.asarray(np.asarray(array, np.float32) + np.float32(0))  # numpy makes a number of a 0-d array
-    return array
-
-
 def _check(tensor: TensorProto) -> int:
     name = f"The weight '{tensor.name}'"
     return check_shape(name, tuple(tensor.dims), numpy_dtype(tensor.data_type).name)
 
 
-def to_array(tensor: TensorProto, folder: Path | None, raw: Array | None = None) -> Array:
+def initializer(tensor: TensorProto, folder: Folder | None, raw: Raw | None = None) -> Weight:
+    """A tensor's values as `to_array` gives them; large ones of floating point stay in their file.
+
+    raw: where its data are, where the tensor does not hold them.
+    """
+    size = _check(tensor) // numpy_dtype(tensor.data_type).itemsize
+    if tensor.data_location == TensorProto.EXTERNAL:
+        raw = _external_data(tensor, folder)
+    if raw is not None and tensor.data_type in FLOATS and LARGE <= size < 2**31 and sys.byteorder == "little":
+        stored = numpy_dtype(tensor.data_type)
+        if raw.length == size * stored.itemsize:
+            return counted(Unread(tuple(tensor.dims), raw.source, raw.start, stored))
+    return packed(_array(tensor, None if raw is None else raw.read()))
+
+
+def to_array(tensor: TensorProto, folder: Folder | None) -> Array:
     """A tensor's values, float32 for all floating point. Raises EngineError where it is incomplete.
 
     folder: where external data may lie; None where there is none, as with a model given as bytes.
-    raw: its raw data (uint8), where the tensor does not hold it; it may be written over.
     """
     _check(tensor)
-    if tensor.data_location == TensorProto.EXTERNAL:
-        raw = _external_data(tensor, folder)
+    is_external = tensor.data_location == TensorProto.EXTERNAL
+    return _array(tensor, _external_data(tensor, folder).read() if is_external else None)
+
+
+def _array(tensor: TensorProto, raw: Array | None) -> Array:
+    """raw: its data (uint8), where the tensor does not hold them; they may be written over."""
     try:
         dtype = numpy_dtype(tensor.data_type)
         if raw is None or dtype.isbuiltin != 1 or sys.byteorder != "little":
@@ -79,8 +121,8 @@ def to_array(tensor: TensorProto, folder: Path | None, raw: Array | None = None)
         ) from error
 
 
-def _external_data(tensor: TensorProto, folder: Path | None) -> Array:
-    """A tensor's bytes from the file beside the model."""
+def _external_data(tensor: TensorProto, folder: Folder | None) -> Raw:
+    """Where a tensor's bytes are in the file beside the model."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
     if folder is None:
@@ -88,8 +130,8 @@ def _external_data(tensor: TensorProto, folder: Path | None) -> Array:
             f"The weight '{tensor.name}' lies in the external file '{location}', but the model was given as "
             f"bytes. Open the model by its path, with that file beside it."
         )
-    path = (folder / location).resolve()
-    if not location or not path.is_relative_to(folder.resolve()) or not path.is_file():
+    path = (folder.path / location).resolve()
+    if not location or not path.is_relative_to(folder.path) or not path.is_file():
         raise EngineError(
             f"The weight '{tensor.name}' lies in the external file '{location}', which is not a file in the "
             f"model's folder. Copy it there; files elsewhere are never read."
@@ -100,15 +142,19 @@ def _external_data(tensor: TensorProto, folder: Path | None) -> Array:
         length = int(entries.get("length", wanted))
     except ValueError:
         offset = length = -1
-    if offset < 0 or length != wanted or offset + length > min(path.stat().st_size, LIMITS.external_bytes):
+    try:
+        source = folder.source(path)
+    except OSError as error:
+        raise EngineError(f"The external file '{location}' of the model cannot be read: {error}.") from error
+    if offset < 0 or length != wanted or offset + length > min(source.size, LIMITS.external_bytes):
         raise EngineError(
             f"The external file '{location}' does not hold the {wanted} bytes of the weight '{tensor.name}' "
             f"at the place that the model names. It was cut short or is another model's; fetch both again."
         )
-    return np.fromfile(path, np.uint8, length, offset=offset)
+    return Raw(source, offset, length)
 
 
-def sparse_to_array(sparse: onnx.SparseTensorProto, folder: Path | None, budget: Budget) -> Array:
+def sparse_to_array(sparse: onnx.SparseTensorProto, folder: Folder | None, budget: Budget) -> Array:
     """ONNX's sparse tensor as a dense array: indices are flat [nnz] or coordinates [nnz, rank]."""
     name = sparse.values.name
     shape = tuple(sparse.dims)

@@ -14,9 +14,10 @@ import numpy as np
 from llvmlite import ir
 
 from sparsify.engine.ir import F32, I16, I32, I64, Body, Module
-from sparsify.engine.layout import LINE, up
+from sparsify.engine.layout import LINE, Planes, up
+from sparsify.engine.memory import Written, joined
 from sparsify.engine.program import Convolution, Linear, Operation
-from sparsify.engine.sliding import Entries, entries
+from sparsify.engine.sliding import entries, shifts
 from sparsify.engine.stage import Context, Proposal, Stage
 from sparsify.engine.target import Level
 from sparsify.engine.tiles import Layer, prepare
@@ -99,25 +100,31 @@ class _Packed:
     base: np.ndarray  # int64 [blocks]: the shift that a block's offsets count from
     first: np.ndarray  # int64 [tiles * blocks * teams + 1]: where the entries of each team begin
     order: np.ndarray  # int32 [tiles * blocks * teams * together]: which rows of the layer those are
-    offset: np.ndarray  # uint16 [entries]: one of each row, again and again
-    value: np.ndarray  # float32 [entries]
+    offset: Written  # uint16 [entries]: one of each row, again and again
+    value: Written  # float32 [entries]
 
 
-def _pack(found: Entries, shape: _Shape) -> _Packed:
+def _pack(operation: Convolution | Linear, input: Planes, shape: _Shape) -> _Packed:
     """Tile by tile, because what that takes beside the result is several times as large."""
-    lowest, highest = int(found.shift.min(initial=0)), int(found.shift.max(initial=0))
+    lowest, highest = _reach(operation, input)
     blocks = (highest - lowest) // shape.span + 1
-    starts = np.arange(0, found.rows, shape.rows)
-    edges = np.searchsorted(found.row, [*starts, found.rows])
     strips = []
-    for start, begin, end in zip(starts, edges[:-1], edges[1:], strict=True):
-        row, shift = found.row[begin:end] - start, found.shift[begin:end] - lowest
-        rows = min(shape.rows, found.rows - int(start))
-        lengths, order, offset, value = _strip(row, shift, found.value[begin:end], rows, blocks, shape)
-        strips.append((lengths, order + start, offset, value))
-    lengths, order, offset, value = (np.concatenate(parts) for parts in zip(*strips, strict=True))
+    for start in range(0, len(operation.weight), shape.rows):
+        found = entries(operation, input, start, min(start + shape.rows, len(operation.weight)))
+        lengths, order, *rest = _strip(found.row, found.shift - lowest, found.value, found.rows, blocks, shape)
+        strips.append((lengths, order + start, *rest))
+    lengths, order = (np.concatenate(parts) for parts in ([strip[i] for strip in strips] for i in (0, 1)))
     first = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    offset, value = (joined([strip[i] for strip in strips]) for i in (2, 3))
     return _Packed(lowest + np.arange(blocks) * shape.span, first, order.astype(np.int32), offset, value)
+
+
+def _reach(operation: Convolution | Linear, input: Planes) -> tuple[int, int]:
+    """The lowest and the highest shift that any weight can have."""
+    if isinstance(operation, Linear):
+        return 0, (input.channels - 1) * input.channel
+    found = shifts(operation, input)
+    return int(found.min()), int(found.max()) + (operation.groups - 1) * operation.weight.shape[1] * input.channel
 
 
 def _strip(
@@ -152,7 +159,7 @@ def _strip(
 
 
 def _stage(operation: Convolution | Linear, context: Context, layer: Layer, shape: _Shape, seconds: float) -> Stage:
-    packed = _pack(entries(operation, layer.input), shape)
+    packed = _pack(operation, layer.input, shape)
     rows, epilogue = len(operation.weight), operation.epilogue
     tiles, blocks = -(-rows // shape.rows), len(packed.base)
     residual = () if epilogue.residual is None else (epilogue.residual,)

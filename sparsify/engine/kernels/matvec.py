@@ -14,10 +14,12 @@ from llvmlite import ir
 from sparsify.engine import nonzeros, segments, sell
 from sparsify.engine.ir import F32, I32, I64, Body, Module
 from sparsify.engine.layout import up
+from sparsify.engine.memory import Written
 from sparsify.engine.nonzeros import Weight
 from sparsify.engine.program import Convolution, Epilogue, Linear, Operation
 from sparsify.engine.stage import Context, Stage
 from sparsify.engine.target import Target
+from sparsify.engine.unread import Unread
 
 _VECTOR = {"gathered": 4.7e-9, "permuted": 3.0e-9}  # seconds for a vector of non-zeros, on one thread
 _PIECE = 10e-9  # seconds for a segment of some slices
@@ -118,7 +120,8 @@ def _dense_stage(
     operation: Linear | Convolution, weight: Weight, images: int, seconds: float, context: Context
 ) -> Stage:
     tiles = -(-len(weight) // _DENSE_ROWS)
-    constants = (_parameters(operation, weight, images), np.asarray(weight), operation.bias, _limits(operation))
+    rows = Written(weight.size, lambda home: weight.read(0, home)) if isinstance(weight, Unread) else np.asarray(weight)
+    constants = (_parameters(operation, weight, images), rows, operation.bias, _limits(operation))
     return _stage("sparsify_matvec_dense", operation, constants, tiles, images, weight, seconds)
 
 
@@ -132,7 +135,7 @@ def _limits(operation: Linear | Convolution) -> np.ndarray:
 
 
 def _stage(
-    function: str, operation: Linear | Convolution, constants: tuple[np.ndarray, ...], tiles: int,
+    function: str, operation: Linear | Convolution, constants: tuple[np.ndarray | Written, ...], tiles: int,
     images: int, weight: Weight, seconds: float,
 ) -> Stage:  # fmt: skip
     epilogue: Epilogue = operation.epilogue
