@@ -19,6 +19,7 @@ from sparsify.engine.memory import Weights, give_back
 from sparsify.engine.numpy_ops import compute
 from sparsify.engine.plan import assign_layouts
 from sparsify.engine.program import Operation, Program, Rearrange, reads, writes
+from sparsify.engine.sliding import reads_around
 from sparsify.engine.stage import Context, Layout, PythonStage, Stage
 from sparsify.engine.target import Target, host
 from sparsify.engine.tuning import Tuning
@@ -61,7 +62,11 @@ class _Lowering:
         outputs = tuple((name, layouts.get(name)) for name in stage.writes)
         for name in stage.reads:
             self.bring(name, layouts.get(name))
-        self.steps.append(Step(type(operation).__name__, getattr(operation, "name", ""), stage, inputs, outputs))
+        shapes = {name: value.shape for name, value in self.program.values.items()}
+        read = zip(stage.reads, inputs, strict=True)
+        around = tuple(place for name, place in read if place[1] and reads_around(operation, name, shapes))
+        name = getattr(operation, "name", "")
+        self.steps.append(Step(type(operation).__name__, name, stage, inputs, outputs, around))
         self._there.update((name, [layout]) for name, layout in outputs)
 
     def _is_name(self, operation: Operation) -> bool:

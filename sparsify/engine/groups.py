@@ -21,6 +21,7 @@ class Step:
     stage: Stage | PythonStage
     reads: tuple[Place, ...]
     writes: tuple[Place, ...]
+    around: tuple[Place, ...] = ()  # of what it reads, that of which the borders matter
 
     @property
     def replaced(self) -> Place | None:

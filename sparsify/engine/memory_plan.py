@@ -1,10 +1,10 @@
 """Which memory each value uses: buffers for values of one geometry, and where in one arena they lie.
 
-A value's buffer is handed on as soon as its last reader is done. One of planes with borders is only handed on to
-values of the same geometry, because the borders around the planes must hold. Buffers whose lives do not meet lie in
-the same memory; where that is so borders are written in every run, else once. Placing the largest first, each as low as
-possible, is the greedy-by-size method of Pisarchyk and Lee, Efficient Memory Management for Deep Neural Net
-Inference (2020).
+A value's buffer is handed on as soon as its last reader is done. One of planes whose borders a reader looks at is only
+handed on to values of the same geometry, because these borders must hold. Buffers whose lives do not meet lie in the
+same memory, which is near because it was used not long before. There borders are written in every run; buffers of
+which they are a large part keep their memory. Placing the largest first, each as low as possible, is the greedy-by-size
+method of Pisarchyk and Lee, Efficient Memory Management for Deep Neural Net Inference (2020).
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from sparsify.engine.kernels.borders import gaps
 from sparsify.engine.layout import Planes
 from sparsify.engine.memory import LINE, Arena, lines
 from sparsify.engine.program import Value
 from sparsify.engine.stage import Layout
+from sparsify.engine.tuning import Tuning
 
 Place = tuple[str, Layout]  # a value in one of its layouts
 
@@ -32,6 +34,7 @@ class _Slot:
     last: int
     around: tuple[int, int] = (0, -1)  # the same, with all steps that take turns with these
     offset: int = 0  # in the arena
+    has_borders: bool = False  # that matter
     is_kept: bool = False  # for all runs, by no other values
 
     @property
@@ -42,6 +45,13 @@ class _Slot:
     @property
     def bytes(self) -> int:
         return lines(self.size if self.kind is None else 4 * self.layout.size)
+
+    @property
+    def border(self) -> int:
+        """Bytes of the lines that are touched where the borders are written."""
+        layout = self.layout
+        size = sum(lines(4 * int(length)) for _, length in gaps(layout))
+        return size * (layout.channels if layout.lanes == 1 else 1)
 
     @property
     def end(self) -> int:
@@ -60,7 +70,7 @@ def byte_size(value: Value) -> int:
 
 
 def has_borders(layout: Layout) -> bool:
-    """Whether a buffer holds anything but elements that kernels might read."""
+    """Whether a buffer holds anything but elements."""
     if layout is None:
         return False
     return layout.lanes == 1 or (layout.blocks * layout.plane) != layout.blocks * layout.height * layout.width
@@ -71,19 +81,21 @@ class MemoryPlan:
 
     def __init__(
         self, values: dict[str, Value], steps: Sequence[tuple[Sequence[Place], Sequence[Place], Place | None]],
-        outside: set[str], most: int,
+        outside: set[str], around: set[Place], tuning: Tuning,
     ) -> None:  # fmt: skip
         """`steps`: what each reads and writes, and what of that it may write over. C-ordered values named in
-        `outside` get no buffer. most: bytes of buffers with borders that lie by themselves, so that these stay.
+        `outside` get no buffer. around: places whose borders matter.
         Nothing has memory before `settle`."""
         self._slots: list[_Slot] = []
         self._of: dict[Place, int] = {}
+        self._around = {place for place in around if has_borders(place[1])}
         last = {place: number for number, (reads, writes, _) in enumerate(steps) for place in (*reads, *writes)}
         free: list[int] = []
         for number, (reads, writes, replaced) in enumerate(steps):
             ending = [place for place in dict.fromkeys((*reads, *writes)) if last[place] == number]
             if replaced is not None and replaced in self._of and replaced in ending and replaced[1] == writes[0][1]:
                 self._of[writes[0]] = self._of[replaced]
+                self._slots[self._of[replaced]].has_borders |= writes[0] in self._around
                 ending.remove(replaced)
             for place in writes:
                 if place not in self._of and not (place[0] in outside and place[1] is None):
@@ -91,23 +103,24 @@ class MemoryPlan:
             for place in (*reads, *writes):
                 if place in self._of:
                     self._slots[self._of[place]].last = number
-            free += [self._of[place] for place in ending if place in self._of and has_borders(place[1])]
-        bordered = [slot for slot in self._slots if has_borders(slot.kind)]
-        if sum(slot.bytes for slot in bordered) <= most:
+            free += [n for place in ending if (n := self._of.get(place)) is not None and self._slots[n].has_borders]
+        bordered = [slot for slot in self._slots if slot.has_borders and slot.border > tuning.border_share * slot.bytes]
+        if sum(slot.bytes for slot in bordered) <= tuning.border_bytes:
             for slot in bordered:
                 slot.first, slot.last, slot.is_kept = 0, len(steps), True
 
     def _take(self, place: Place, value: Value, number: int, free: list[int]) -> None:
         layout = place[1]
         size = byte_size(value) if layout is None else layout.channels
-        fitting = [slot for slot in free if self._slots[slot].kind == _kind(layout)]
+        matters = place in self._around
+        fitting = [slot for slot in free if matters and self._slots[slot].kind == _kind(layout)]
         if fitting:
             best = min(fitting, key=lambda slot: abs(self._slots[slot].size - size))
             free.remove(best)
             self._slots[best].size = max(self._slots[best].size, size)
         else:
             best = len(self._slots)
-            self._slots.append(_Slot(_kind(layout), size, number, number))
+            self._slots.append(_Slot(_kind(layout), size, number, number, has_borders=matters))
         self._of[place] = best
 
     def settle(self, turns: Sequence[range]) -> None:
@@ -152,7 +165,7 @@ class MemoryPlan:
         found: dict[int, Place] = {}
         for place, number in self._of.items():
             slot = self._slots[number]
-            if has_borders(slot.kind) and not slot.is_kept and slot.layout == place[1]:  # all channels of the slot
+            if slot.has_borders and not slot.is_kept and slot.layout == place[1]:  # all channels of the slot
                 found[number] = place
         return [(self._slots[number].around[0], place) for number, place in found.items()]
 

@@ -88,6 +88,16 @@ def reach(window: Window, input: Shape, output: Shape, split: bool) -> Reach:
     return Reach(top, left, bottom, right)
 
 
+def reads_around(operation: Operation, name: str, shapes: Mapping[str, Shape]) -> bool:
+    """Whether what lies around the images of an operand matters to the result. Vectors of positions go beyond a row
+    everywhere, but what comes of that is not stored."""
+    if isinstance(operation, Linear):
+        return False
+    if not isinstance(operation, Window):
+        return True
+    return name == operation.input and reach(operation, shapes[name], shapes[operation.output], False) != Reach()
+
+
 def view(window: Window, input: Shape, output: Planes, width: int, fill: float = 0.0) -> Planes:
     """The layout in which a strided or padded `window` can read its input and write `output`."""
     n, c, h, w = input

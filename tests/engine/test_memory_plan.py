@@ -12,10 +12,11 @@ from sparsify.engine.layout import Planes
 from sparsify.engine.memory_plan import MemoryPlan, byte_size
 from sparsify.engine.program import Value
 from sparsify.engine.tuning import Tuning
-from tests.engine.cases import check, feeds, levels
-from tests.engine.test_runtime import network
+from tests.engine.cases import check, feeds, levels, program, target
+from tests.engine.test_runtime import conv, network
 
 SHARED = Tuning(border_bytes=1)  # no borders are kept
+KEPT = Tuning(border_share=1e-9)  # all are
 
 
 @pytest.mark.parametrize("level", levels())
@@ -44,6 +45,36 @@ def test_memory_that_held_anything_is_as_good_as_new():
         np.testing.assert_array_equal(one, other)
 
 
+def bottleneck(n):
+    """Convolutions of 1 x 1, also with a stride, around one of 3 x 3."""
+    operations = [
+        conv("x", "a", 3, 16, k=1),
+        conv("a", "b", 16, 8, k=1),
+        conv("b", "c", 8, 8, k=3),
+        conv("c", "d", 8, 16, k=1, residual="a"),
+        conv("d", "y", 16, 16, k=1, stride=2),
+    ]
+    shapes = {"x": (n, 3, 11, 13), "a": (n, 16, 11, 13), **dict.fromkeys("bc", (n, 8, 11, 13)), "d": (n, 16, 11, 13)}
+    return program(operations, shapes | {"y": (n, 16, 6, 7)}, ["y"])
+
+
+@pytest.mark.parametrize("level", levels())
+@pytest.mark.parametrize("images", [1, 3, 16])
+def test_only_borders_that_are_read_hold_anything(images, level):
+    case = bottleneck(images)
+    executable = compile_program(case, 2, target(level), tuning=KEPT)
+    assert isinstance(executable, Executable)
+    plan = executable._plan
+    assert {place[0] for place, number in plan._of.items() if plan._slots[number].is_kept} == {"b"}
+    arrays = feeds(case, np.random.default_rng(0))
+    first = executable.run(arrays)
+    for slot, buffer in zip(plan._slots, plan._buffers, strict=True):
+        if not slot.is_kept:
+            buffer[:] = 0xFF  # each number is NaN
+    for one, other in zip(first, executable.run(arrays), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 @st.composite
 def graphs(draw):
     """Steps that each read some earlier values and write a new one, in C order."""
@@ -60,7 +91,7 @@ def graphs(draw):
 @given(graphs())
 def test_values_that_live_at_once_lie_apart(case):
     values, steps = case
-    plan = MemoryPlan({v.name: v for v in values}, steps, set(), 0)
+    plan = MemoryPlan({v.name: v for v in values}, steps, set(), set(), SHARED)
     plan.settle([])
     for number, (reads, writes, _) in enumerate(steps):
         for place in writes:
@@ -79,7 +110,7 @@ def test_a_network_s_plan_is_hardly_larger_than_what_lives_at_once():
             values.append(Value(f"{name}{block}", (size // (1 if name == "c" else 4),)))
             steps.append(([(r, None) for r in reads], [(values[-1].name, None)], None))
         before = f"c{block}"
-    plan = MemoryPlan({v.name: v for v in values}, steps, set(), 0)
+    plan = MemoryPlan({v.name: v for v in values}, steps, set(), set(), SHARED)
     plan.settle([])
     sizes = {v.name: byte_size(v) for v in values}
     last = {place: number for number, step in enumerate(steps) for place in (*step[0], *step[1])}
