@@ -15,6 +15,7 @@ from sparsify.engine.unread import Unread
 
 LARGE = 4096  # elements
 DENSEST = 0.4  # density up to which a non-zero and its place take less than a dense array
+_AT_ONCE = 1 << 18  # elements that are looked at at a time, and stay in a cache
 Found = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Row, column (int64 of a dense array, else int32) and value of each non-zero of a matrix, row by row."""
 
@@ -78,6 +79,17 @@ def count(weight: Weight) -> int:
     if isinstance(weight, Unread):
         return weight.nonzeros
     return len(weight.numbers) if isinstance(weight, Packed) else int(np.count_nonzero(weight != 0))
+
+
+def by_row(matrix: Weight) -> np.ndarray:
+    """How many each row of a matrix [rows, columns] has: int64 [rows]."""
+    rows, columns = matrix.shape
+    if isinstance(matrix, Packed):
+        edges = np.minimum(np.arange(rows + 1) * columns, 2**31 - 1).astype(np.int32)
+        return np.diff(np.searchsorted(matrix.places, edges))
+    together = max(1, _AT_ONCE // max(1, columns))
+    parts = [np.count_nonzero(matrix[i : i + together] != 0, axis=1) for i in range(0, rows, together)]
+    return np.concatenate([np.zeros(0, np.int64), *parts])
 
 
 def find(matrix: Weight, first: int = 0, last: int | None = None) -> Found:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sparsify.engine.front.constants import Constants
-from sparsify.engine.nonzeros import LARGE, Packed, count, find, packed
+from sparsify.engine.nonzeros import LARGE, Packed, by_row, count, find, packed
 
 
 @pytest.mark.parametrize("density", [0.0, 0.1, 0.9, 1.0])
@@ -34,5 +34,9 @@ def test_a_packed_weight_is_the_array_that_it_was(shape):
     matrix, dense = weight.reshape(len(weight), -1), array.reshape(len(array), -1)
     assert matrix.shape == dense.shape
     assert count(weight) == np.count_nonzero(array)
-    for found, there in zip(find(matrix), (*np.nonzero(dense), dense[dense != 0]), strict=True):
-        np.testing.assert_array_equal(found, there)
+    for first, last in ((0, None), (3, len(dense) - 1)):
+        chosen = dense[first:last]
+        for found, there in zip(find(matrix, first, last), (*np.nonzero(chosen), chosen[chosen != 0]), strict=True):
+            np.testing.assert_array_equal(found, there)
+    for either in (matrix, dense):
+        np.testing.assert_array_equal(by_row(either), (dense != 0).sum(axis=1))

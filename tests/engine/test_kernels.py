@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sparsify.engine import nonzeros, segments
 from sparsify.engine.compile import compile_program
+from sparsify.engine.kernels import straight
 from sparsify.engine.library import kernel_files
 from sparsify.engine.program import Elementwise, LayerNorm, Pool, Rearrange, Recurrent, Reduce
 from sparsify.engine.tuning import Tuning
@@ -231,6 +233,17 @@ def test_permuted_operands(level):
     case = linear(np.random.default_rng(0), leading=(1,), k=150, o=125, density=0.3, residual=True, low=0.0)
     (row,) = check(case, level)
     assert ("permuted" in row.why) == (level == "avx512")
+
+
+@pytest.mark.parametrize("kernel", ["straight", "compact", "matvec"])
+def test_large_weights_are_packed_a_part_at_a_time(kernel, monkeypatch):
+    monkeypatch.setattr(straight, "_AT_ONCE", 100)
+    monkeypatch.setattr(segments, "_PART", 1000)
+    monkeypatch.setattr(nonzeros, "_AT_ONCE", 300)
+    images = 1 if kernel == "matvec" else 16
+    case = linear(RNG, leading=(images,), k=150, o=200, density=0.4)
+    (row,) = [row for row in check(case, prefer=kernel, tuning=STRAIGHT) if row.operation == "Linear"]
+    assert row.kernel == kernel
 
 
 def test_nan_and_infinity_survive_a_clamp():

@@ -8,10 +8,11 @@ Sparsity (PLDI 2023), for keeping a block of rows in registers.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
-from sparsify.engine import blocks
+from sparsify.engine import blocks, nonzeros
 from sparsify.engine.encode import Encoder, encoder
 from sparsify.engine.ir import I64, Body, Module
 from sparsify.engine.program import Convolution, Linear, Operation
@@ -26,6 +27,7 @@ _FETCH = ((1 << 20, 30e9), (3 << 20, 14e9), (math.inf, 8e9))
 _PART = 2048  # non-zeros whose code stays in the first-level cache from one vector to the next
 _STRIP = 2500  # the same where they are those of several blocks, with what begins and ends
 _ROW = 6  # each row's sum, in non-zeros
+_AT_ONCE = 1 << 18  # non-zeros, about
 _BYTES = 11  # of code and weights for each non-zero or column
 
 
@@ -60,10 +62,10 @@ def _seconds(layer: Layer, operation: Convolution | Linear, encode: Encoder, con
 
 
 def _compile(operation: Convolution | Linear, layer: Layer, encode: Encoder, context: Context) -> Blocked:
-    found = entries(operation, layer.input)
-    bounds = cut_rows(found.rows, encode.rows, context.threads, len(layer.where.table))
-    order = np.lexsort((found.row, found.shift, np.searchsorted(bounds, found.row, side="right")))
-    edges = np.searchsorted(found.row, bounds)  # rows are sorted, and stay within their block
+    rows = len(operation.weight)
+    bounds = cut_rows(rows, encode.rows, context.threads, len(layer.where.table))
+    each = nonzeros.by_row(operation.weight.reshape(rows, -1))
+    edges = np.concatenate([[0], np.cumsum(each)])[bounds]  # rows are sorted, and stay within their block
     parts = max(1, -(-int(np.diff(edges).max()) // _PART))
     # Few positions are shared out by blocks.
     alone = parts > 1 or (layer.output.lanes == 1 and not shares_positions(len(layer.where.table), context.threads))
@@ -75,15 +77,15 @@ def _compile(operation: Convolution | Linear, layer: Layer, encode: Encoder, con
     ahead = residual or many or layer.output.channels > layer.input.channels
     turns = panel_length(layer, context, len(strips))
     pieces, streams, records, length, floats = [], [], [], 0, 0
-    for inner in strips:
+    for inner, sorted_by_block in _sorted(operation, layer, strips, bounds, edges):
         start, end = bounds[inner[0]], bounds[inner[-1] + 1]
         for number in range(parts):
             strip = []
             for block in inner:
-                chosen = np.array_split(order[edges[block] : edges[block + 1]], parts)[number]
-                row, low = found.row[chosen], bounds[block]
-                count = int(bounds[block + 1] - low)
-                strip.append(blocks.Rows(int(low - start), count, row - low, found.shift[chosen], found.value[chosen]))
+                mine = sorted_by_block[block]
+                row, shift, value = (np.array_split(array, parts)[number] for array in mine)
+                low, high = (int(bound) for bound in bounds[block : block + 2])
+                strip.append(blocks.Rows(low - int(start), high - low, row, shift, value))
             place = blocks.Part(number == 0, number == parts - 1)
             text = blocks.straight(strip, encode, layer.output.channel, operation.epilogue, place, ahead, turns)
             text += b"\xcc" * (-len(text) % 64)
@@ -94,6 +96,24 @@ def _compile(operation: Convolution | Linear, layer: Layer, encode: Encoder, con
             length += len(text)
             floats += len(stream)
     return Blocked(b"".join(pieces), np.concatenate(streams), np.array(records, np.int64), parts)
+
+
+def _sorted(
+    operation: Convolution | Linear, layer: Layer, strips: list[np.ndarray], bounds: np.ndarray, edges: np.ndarray
+) -> Iterator[tuple[np.ndarray, dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]]]:
+    """Each strip with its blocks' non-zeros, in the order of use: row in the block, shift and value. Those of some
+    strips are found at a time, because that takes several times the weights."""
+    for group in np.array_split(np.arange(len(strips)), min(len(strips), 1 + int(edges[-1]) // _AT_ONCE)):
+        first, last = strips[group[0]][0], strips[group[-1]][-1] + 1
+        found = entries(operation, layer.input, int(bounds[first]), int(bounds[last]))
+        row = found.row + bounds[first]
+        order = np.lexsort((row, found.shift, np.searchsorted(bounds, row, side="right")))
+        for strip in (strips[number] for number in group):
+            mine = {}
+            for block in strip:
+                chosen = order[edges[block] - edges[first] : edges[block + 1] - edges[first]]
+                mine[block] = (row[chosen] - bounds[block], found.shift[chosen], found.value[chosen])
+            yield strip, mine
 
 
 def _strips(bounds: np.ndarray, edges: np.ndarray, most: int) -> list[np.ndarray]:
