@@ -67,11 +67,12 @@ def stream(strip: Sequence[Rows], bias: np.ndarray, epilogue: Epilogue) -> np.nd
 
 def straight(
     strip: Sequence[Rows], encoder: Encoder, channel: int, epilogue: Epilogue, part: Part | None = None,
-    ahead: bool = False, turns: int = 1,
+    ahead: bool = False, turns: int = 1, fills: bool = False,
 ) -> bytes:  # fmt: skip
     """The code of one strip of blocks, or a part of it: at each vector of positions one block comes after the
     other, so that what they read is fetched from the second-level cache once. `channel`: floats from one output
-    row's plane to the next; `ahead`: whether outputs are fetched where the table says so.
+    row's plane to the next; `ahead`: whether outputs are fetched where the table says so; `fills`: whether
+    lanes outside the mask are zeros in the output, for which there must be a limit.
 
     Meanwhile what lies behind its code and its stream, as much as they are long, comes into the second-level cache,
     spread over `turns` vectors: those are the next strip's. A core fetches instructions from further away one line at
@@ -103,7 +104,7 @@ def straight(
                 else encoder.load(accumulators, R10, there)
             ).tobytes(),
             _products(block, encoder, index, mine).tobytes(),
-            finish(there, encoder, rest),
+            finish(there, encoder, rest, fills and part.last),
         ]
         index += len(block.value)
     return _loop(b"".join(body), length, lines)
@@ -154,14 +155,15 @@ def _products(rows: Rows, encoder: Encoder, first: int, hints: np.ndarray) -> np
     return code
 
 
-def finish(there: np.ndarray, encoder: Encoder, epilogue: Epilogue) -> bytes:
+def finish(there: np.ndarray, encoder: Encoder, epilogue: Epilogue, fills: bool) -> bytes:
     """Residual, clamp and store of all rows of a block; `there` are the bytes from an output to each of them."""
     registers = np.arange(len(there))
     parts = []
     if epilogue.residual is not None:
         parts += [_RESIDUAL, encoder.add(registers, RAX, there).tobytes()]
-    for kind, bound, index in (("max", epilogue.low, 0), ("min", epilogue.high, 1)):
-        if np.isfinite(bound):
-            parts += [code.tobytes() for code in encoder.limit(kind, registers, index)]
-    parts.append(encoder.store(registers, R10, there).tobytes())
+    limits = [bound for bound in (("max", epilogue.low, 0), ("min", epilogue.high, 1)) if np.isfinite(bound[1])]
+    for kind, _, index in limits:
+        clear = fills and index == limits[-1][2]
+        parts += [code.tobytes() for code in encoder.limit(kind, registers, index, clear)]
+    parts.append(encoder.store(registers, R10, there, fills).tobytes())
     return b"".join(parts)

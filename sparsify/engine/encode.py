@@ -76,7 +76,7 @@ class Avx512:
 
     def _evex(
         self, space: int, prefix: int, opcode: int, register: Numbers, second: Numbers = 0,
-        base: int | None = None, *, broadcast: int = 0, mask: int = 0, third: Numbers = 0,
+        base: int | None = None, *, broadcast: int = 0, mask: int = 0, third: Numbers = 0, zero: int = 0,
     ) -> list[Numbers]:  # fmt: skip
         """The bytes before the addressing byte."""
         r, v = np.asarray(register), np.asarray(second)
@@ -87,7 +87,7 @@ class Avx512:
             0x62,
             first,
             ((~v & 15) << 3) | 4 | prefix,
-            0x40 | broadcast << 4 | (~v >> 4 & 1) << 3 | mask,
+            zero << 7 | 0x40 | broadcast << 4 | (~v >> 4 & 1) << 3 | mask,
             opcode,
         ]
 
@@ -121,9 +121,9 @@ class Avx512:
         """register += memory"""
         return self._far(_MAP_0F, _NONE, 0x58, register, base, displacement, second=register)
 
-    def store(self, register: Numbers, base: int, displacement: Numbers) -> np.ndarray:
-        """memory = register, under the mask"""
-        return self._far(_MAP_0F, _NONE, 0x11, register, base, displacement, mask=1)
+    def store(self, register: Numbers, base: int, displacement: Numbers, whole: bool = False) -> np.ndarray:
+        """memory = register, under the mask or not"""
+        return self._far(_MAP_0F, _NONE, 0x11, register, base, displacement, mask=0 if whole else 1)
 
     def everywhere(self) -> bytes:
         """Mask register 1 = all lanes."""
@@ -133,12 +133,14 @@ class Avx512:
         """row += input * memory"""
         return self._far(_MAP_0F38, _66, 0xB8, row, base, displacement, second=input)
 
-    def limit(self, kind: str, register: Numbers, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """register = max or min(stream[index], register): an instruction that fetches the limit once, and
-        one for each register. The second operand wins if one is not a number, so such results survive."""
+    def limit(self, kind: str, register: Numbers, index: int, clear: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """register = max or min(stream[index], register): code that fetches the limit once, and code for
+        each register. The second operand wins if one is not a number, so such results survive. `clear`: lanes that are
+        not in the mask become zero."""
         bound = self.inputs[0]
         fetch = self.constant(bound, index)
-        head = self._evex(_MAP_0F, _NONE, 0x5F if kind == "max" else 0x5D, register, bound, third=register)
+        head = self._evex(_MAP_0F, _NONE, 0x5F if kind == "max" else 0x5D, register, bound, third=register,
+                          mask=int(clear), zero=int(clear))  # fmt: skip
         return fetch, _rows(*head, _modrm(register, 0, 3) | np.asarray(register) & 7)
 
 
@@ -193,8 +195,10 @@ class Avx2:
         """register += memory"""
         return self._far(_MAP_0F, _NONE, 0x58, register, base, displacement, second=register)
 
-    def store(self, register: Numbers, base: int, displacement: Numbers) -> np.ndarray:
-        """memory = register, under the mask"""
+    def store(self, register: Numbers, base: int, displacement: Numbers, whole: bool = False) -> np.ndarray:
+        """memory = register, under the mask or not"""
+        if whole:
+            return self._far(_MAP_0F, _NONE, 0x11, register, base, displacement)
         return self._far(_MAP_0F38, _66, 0x2E, register, base, displacement, second=self.mask)
 
     def everywhere(self) -> bytes:
@@ -205,12 +209,16 @@ class Avx2:
         """row += input * memory"""
         return self._far(_MAP_0F38, _66, 0xB8, row, base, displacement, second=input)
 
-    def limit(self, kind: str, register: Numbers, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def limit(self, kind: str, register: Numbers, index: int, clear: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """As Avx512.limit."""
         bound, r = self.inputs[0], np.asarray(register)
         fetch = self.constant(bound, index)
         head = self._vex(_MAP_0F, _NONE, 0x5F if kind == "max" else 0x5D, r, bound, r >> 3 & 1)
-        return fetch, _rows(*head, _modrm(r, 0, 3) | r & 7)
+        limited = _rows(*head, _modrm(r, 0, 3) | r & 7)
+        if clear:
+            head = self._vex(_MAP_0F, _NONE, 0x54, r, r, self.mask >> 3)  # vandps
+            limited = np.concatenate([limited, _rows(*head, _modrm(r, 0, 3) | self.mask & 7)], axis=1)
+        return fetch, limited
 
 
 Encoder = Avx512 | Avx2

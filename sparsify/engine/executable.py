@@ -49,7 +49,8 @@ class Executable:
         outside = {value.name for value in program.inputs} | set(program.outputs)
         self._plan = MemoryPlan(
             dict(program.values), [(s.reads, s.writes, s.replaced) for s in steps], outside | set(program.constants),
-            {place for step in steps for place in step.around}, tuning,
+            {place for step in steps for place in step.around},
+            {place for step in steps if step.fills for place in step.writes}, tuning,
         )  # fmt: skip
         self._constants = {name: np.asarray(array, order="C") for name, array in program.constants.items()}
         groups = settled(steps, self._plan, weights, tuning.band_bytes)

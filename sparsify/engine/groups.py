@@ -24,6 +24,11 @@ class Step:
     around: tuple[Place, ...] = ()  # of what it reads, that of which the borders matter
 
     @property
+    def fills(self) -> bool:
+        """As in Stage."""
+        return isinstance(self.stage, Stage) and self.stage.fills
+
+    @property
     def replaced(self) -> Place | None:
         """What the result may be written over."""
         name = self.stage.replaces if isinstance(self.stage, Stage) else None
@@ -59,15 +64,20 @@ def settled(steps: Sequence[Step], plan: MemoryPlan, weights: Weights, band: int
     borders, start, whole = plan.borders(), 0, []
     for group in groups:
         inside = range(start, start + len(group))
-        whole.append(Group(group, [(at - start, _border(place, weights)) for at, place in borders if at in inside]))
+        whole.append(
+            Group(
+                group,
+                [(at - start, _border(place, is_filled, weights)) for at, place, is_filled in borders if at in inside],
+            )
+        )
         start += len(group)
     return whole
 
 
-def _border(place: Place, weights: Weights) -> Step:
+def _border(place: Place, filled: bool, weights: Weights) -> Step:
     name, layout = place
     assert layout is not None
-    return Step("borders", "", kept(border_stage(name, layout), weights), (), (place,))
+    return Step("borders", "", kept(border_stage(name, layout, filled), weights), (), (place,))
 
 
 def _grouped(steps: Sequence[Step]) -> list[list[Step]]:

@@ -35,6 +35,7 @@ class _Slot:
     around: tuple[int, int] = (0, -1)  # the same, with all steps that take turns with these
     offset: int = 0  # in the arena
     has_borders: bool = False  # that matter
+    is_filled: bool = True  # between rows, wherever they do
     is_kept: bool = False  # for all runs, by no other values
 
     @property
@@ -50,7 +51,7 @@ class _Slot:
     def border(self) -> int:
         """Bytes of the lines that are touched where the borders are written."""
         layout = self.layout
-        size = sum(lines(4 * int(length)) for _, length in gaps(layout))
+        size = sum(lines(4 * int(length)) for _, length in gaps(layout, self.is_filled))
         return size * (layout.channels if layout.lanes == 1 else 1)
 
     @property
@@ -81,21 +82,22 @@ class MemoryPlan:
 
     def __init__(
         self, values: dict[str, Value], steps: Sequence[tuple[Sequence[Place], Sequence[Place], Place | None]],
-        outside: set[str], around: set[Place], tuning: Tuning,
+        outside: set[str], around: set[Place], filled: set[Place], tuning: Tuning,
     ) -> None:  # fmt: skip
         """`steps`: what each reads and writes, and what of that it may write over. C-ordered values named in
-        `outside` get no buffer. around: places whose borders matter.
+        `outside` get no buffer. around: places whose borders matter; filled: those that are
+        written with what lies between their rows.
         Nothing has memory before `settle`."""
         self._slots: list[_Slot] = []
         self._of: dict[Place, int] = {}
-        self._around = {place for place in around if has_borders(place[1])}
+        self._around = {place: place in filled for place in around if has_borders(place[1])}
         last = {place: number for number, (reads, writes, _) in enumerate(steps) for place in (*reads, *writes)}
         free: list[int] = []
         for number, (reads, writes, replaced) in enumerate(steps):
             ending = [place for place in dict.fromkeys((*reads, *writes)) if last[place] == number]
             if replaced is not None and replaced in self._of and replaced in ending and replaced[1] == writes[0][1]:
                 self._of[writes[0]] = self._of[replaced]
-                self._slots[self._of[replaced]].has_borders |= writes[0] in self._around
+                self._mark(writes[0])
                 ending.remove(replaced)
             for place in writes:
                 if place not in self._of and not (place[0] in outside and place[1] is None):
@@ -112,16 +114,22 @@ class MemoryPlan:
     def _take(self, place: Place, value: Value, number: int, free: list[int]) -> None:
         layout = place[1]
         size = byte_size(value) if layout is None else layout.channels
-        matters = place in self._around
-        fitting = [slot for slot in free if matters and self._slots[slot].kind == _kind(layout)]
+        fitting = [n for n in free if place in self._around and self._slots[n].kind == _kind(layout)]
         if fitting:
             best = min(fitting, key=lambda slot: abs(self._slots[slot].size - size))
             free.remove(best)
             self._slots[best].size = max(self._slots[best].size, size)
         else:
             best = len(self._slots)
-            self._slots.append(_Slot(_kind(layout), size, number, number, has_borders=matters))
+            self._slots.append(_Slot(_kind(layout), size, number, number))
         self._of[place] = best
+        self._mark(place)
+
+    def _mark(self, place: Place) -> None:
+        """Note in its buffer what a place needs."""
+        slot = self._slots[self._of[place]]
+        slot.has_borders |= place in self._around
+        slot.is_filled &= self._around.get(place, True)
 
     def settle(self, turns: Sequence[range]) -> None:
         """Give every place its memory. turns: the runs of steps that take turns, so that what one of them has
@@ -160,14 +168,16 @@ class MemoryPlan:
             if other.last < mine.first and _meet(mine.around, other.around) and _overlap(mine, mine.offset, other)
         }
 
-    def borders(self) -> list[tuple[int, Place]]:
-        """Places whose borders must be written in every run, and before which step."""
+    def borders(self) -> list[tuple[int, Place, bool]]:
+        """Before which step which place's borders must be written in every run, and whether what lies between its rows
+        is filled with them."""
         found: dict[int, Place] = {}
         for place, number in self._of.items():
             slot = self._slots[number]
             if slot.has_borders and not slot.is_kept and slot.layout == place[1]:  # all channels of the slot
                 found[number] = place
-        return [(self._slots[number].around[0], place) for number, place in found.items()]
+        slots = self._slots
+        return [(slots[number].around[0], place, slots[number].is_filled) for number, place in found.items()]
 
     @property
     def bytes(self) -> int:

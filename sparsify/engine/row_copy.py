@@ -4,6 +4,7 @@ to a plane of their own."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from llvmlite import ir
@@ -19,6 +20,11 @@ _BANDS, _LEAST = 4, 3  # bands, and rows of each: so a thread copies more or les
 def function(prefix: str, step: int) -> str:
     """The function that copies with a step of so many columns."""
     return f"{prefix}_{step if step in STEPS else 0}"
+
+
+def fills(step: int) -> bool:
+    """Whether that function also writes what lies between the rows of the target."""
+    return step in STEPS[:-1]
 
 
 def cut(
@@ -46,6 +52,7 @@ def emit(module: Module, prefix: str) -> None:
         body = Body(module, function(prefix, step))
         b = body.builder
         buffers, constants, tile = body.arguments
+        fill = body.splat(body.load(body.pointer(constants, 1), 0, F32))
         numbers = body.numbers(body.pointer(constants, 0), 21)
         channels, height, width, images, together, groups, rows, band = numbers[:8]
         s_channel, s_plane, s_pitch, s_lead, t_channel, t_plane, t_pitch, t_lead = numbers[8:16]
@@ -70,7 +77,7 @@ def emit(module: Module, prefix: str) -> None:
                     here = body.at(sides[0], b.mul(above, s_pitch), F32)
                     below = b.add(b.mul(row.index, t_pitch), b.mul(b.mul(vertical.index, kept_right), phase))
                     there = body.at(sides[1], below, F32)
-                    _ROW[step](body, here, there, width, right, kept_right, phase)
+                    _ROW[step](body, here, there, _Row(width, t_pitch, right, kept_right, phase, fill))
         body.done()
 
 
@@ -89,45 +96,60 @@ def _vectors(body: Body, count: ir.Value) -> Iterator[tuple[ir.Value, ir.Value]]
         yield turn.index, body.builder.sub(count, turn.index)
 
 
-def _plain(body: Body, source: ir.Value, target: ir.Value, width: ir.Value, *_: ir.Value) -> None:
-    for place, left in _vectors(body, width):
-        mask = body.first_lanes(left)
-        body.masked_store(body.masked_load(body.at(source, place, F32), mask), body.at(target, place, F32), mask)
+@dataclass(frozen=True)
+class _Row:
+    """What a row's copy reads, and from one row of the target to the next."""
+
+    width: ir.Value
+    pitch: ir.Value
+    step: ir.Value
+    kept: ir.Value
+    phase: ir.Value
+    fill: ir.Value  # a vector of what lies between rows
 
 
-def _every_other(
-    body: Body, source: ir.Value, target: ir.Value, width: ir.Value, _: ir.Value, kept: ir.Value, phase: ir.Value
-) -> None:
+def _plain(body: Body, source: ir.Value, target: ir.Value, row: _Row) -> None:
+    for place, left in _vectors(body, row.pitch):
+        there = body.first_lanes(body.builder.sub(row.width, place))
+        found = body.masked_load(body.at(source, place, F32), there)
+        _store(body, found, there, body.at(target, place, F32), left, row.fill)
+
+
+def _store(body: Body, found: ir.Value, there: ir.Value, target: ir.Value, left: ir.Value, fill: ir.Value) -> None:
+    """The lanes that are there, and what lies between rows in those after them."""
+    body.masked_store(body.builder.select(there, found, fill), target, body.first_lanes(left))
+
+
+def _every_other(body: Body, source: ir.Value, target: ir.Value, row: _Row) -> None:
     """Even columns to one phase and, where it is kept, odd ones to the next."""
     b, lanes = body.builder, body.module.width
     kind = ir.VectorType(I32, lanes)
     even, odd = (ir.Constant(kind, [2 * i + first for i in range(lanes)]) for first in (0, 1))
-    both = b.icmp_signed("==", kept, body.const(2))
-    for place, left in _vectors(body, b.udiv(b.add(width, body.const(1)), body.const(2))):
+    both = b.icmp_signed("==", row.kept, body.const(2))
+    for place, left in _vectors(body, row.pitch):
         start = b.mul(place, body.const(2))
-        rest = b.sub(width, start)
+        rest = b.sub(row.width, start)
         pair = [
             body.masked_load(body.at(source, b.add(start, body.const(i)), F32),
                              body.first_lanes(b.sub(rest, body.const(i))))
             for i in (0, lanes)
         ]  # fmt: skip
-        body.masked_store(b.shuffle_vector(*pair, even), body.at(target, place, F32), body.first_lanes(left))
+        evens = body.first_lanes(b.ashr(b.add(rest, body.const(1)), body.const(1)))
+        _store(body, b.shuffle_vector(*pair, even), evens, body.at(target, place, F32), left, row.fill)
         with b.if_then(both):
-            further = body.at(target, b.add(phase, place), F32)
-            odd_left = b.udiv(rest, body.const(2))
-            body.masked_store(b.shuffle_vector(*pair, odd), further, body.first_lanes(odd_left))
+            further = body.at(target, b.add(row.phase, place), F32)
+            odds = body.first_lanes(b.ashr(rest, body.const(1)))
+            _store(body, b.shuffle_vector(*pair, odd), odds, further, left, row.fill)
 
 
-def _one_by_one(
-    body: Body, source: ir.Value, target: ir.Value, width: ir.Value, step: ir.Value, kept: ir.Value, phase: ir.Value
-) -> None:
+def _one_by_one(body: Body, source: ir.Value, target: ir.Value, row: _Row) -> None:
     b = body.builder
-    with body.loop(0, kept) as horizontal:
-        count = b.udiv(b.add(b.sub(width, horizontal.index), b.sub(step, body.const(1))), step)
+    with body.loop(0, row.kept) as horizontal:
+        count = b.udiv(b.add(b.sub(row.width, horizontal.index), b.sub(row.step, body.const(1))), row.step)
         here = body.at(source, horizontal.index, F32)
-        there = body.at(target, b.mul(horizontal.index, phase), F32)
+        there = body.at(target, b.mul(horizontal.index, row.phase), F32)
         with body.loop(0, count) as i:
-            body.store(body.load(here, b.mul(i.index, step), F32), there, i.index)
+            body.store(body.load(here, b.mul(i.index, row.step), F32), there, i.index)
 
 
 _ROW = {1: _plain, 2: _every_other, 0: _one_by_one}

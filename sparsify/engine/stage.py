@@ -77,6 +77,7 @@ class Stage:
     replaces: str | None = None  # one of `reads`: the result may be written over it, element by element
     scratch: int = 0  # bytes of scratch memory, shared by the stage's tiles and steps
     failure: str = ""  # the error where the stage leaves its scratch memory's first int64 at anything but 0
+    fills: bool = False  # whether it writes what lies between an image's rows in a plane, too
     sweep: Sweep | None = None  # None: tiles come in some other order
     steps: int = 1  # how often all tiles run, each time when the last has ended: recurrences in time
     flops: float = 0.0  # useful floating-point operations: two per non-zero and output position

@@ -38,6 +38,7 @@ class Blocked:
     stream: np.ndarray
     records: np.ndarray
     parts: int = 1
+    fills: bool = False  # as in Stage
 
 
 def prepare(operation: Convolution | Linear, context: Context) -> Layer | None:
@@ -120,6 +121,7 @@ def blocked_stage(
         layouts=layouts,
         replaces=residual,
         code=blocked.code,
+        fills=blocked.fills,
         sweep=sweep(operation, layer.input, layer.output, panel, blocks),
         flops=flops,
         density=layer.density,

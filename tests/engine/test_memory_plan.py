@@ -33,9 +33,11 @@ def test_what_takes_turns_is_written_over_what_was_read():
     assert any(plan.over(slot) for slot in range(len(plan._slots)))
 
 
-def test_memory_that_held_anything_is_as_good_as_new():
-    case = network(16)
-    executable = compile_program(case, 2, tuning=SHARED)
+@pytest.mark.parametrize("level", levels())
+@pytest.mark.parametrize("images", [1, 3, 16])
+def test_memory_that_held_anything_is_as_good_as_new(images, level):
+    case = network(images)
+    executable = compile_program(case, 2, target(level), tuning=SHARED)
     assert isinstance(executable, Executable)
     arrays = feeds(case, np.random.default_rng(0))
     first = executable.run(arrays)
@@ -91,7 +93,7 @@ def graphs(draw):
 @given(graphs())
 def test_values_that_live_at_once_lie_apart(case):
     values, steps = case
-    plan = MemoryPlan({v.name: v for v in values}, steps, set(), set(), SHARED)
+    plan = MemoryPlan({v.name: v for v in values}, steps, set(), set(), set(), SHARED)
     plan.settle([])
     for number, (reads, writes, _) in enumerate(steps):
         for place in writes:
@@ -110,7 +112,7 @@ def test_a_network_s_plan_is_hardly_larger_than_what_lives_at_once():
             values.append(Value(f"{name}{block}", (size // (1 if name == "c" else 4),)))
             steps.append(([(r, None) for r in reads], [(values[-1].name, None)], None))
         before = f"c{block}"
-    plan = MemoryPlan({v.name: v for v in values}, steps, set(), set(), SHARED)
+    plan = MemoryPlan({v.name: v for v in values}, steps, set(), set(), set(), SHARED)
     plan.settle([])
     sizes = {v.name: byte_size(v) for v in values}
     last = {place: number for number, step in enumerate(steps) for place in (*step[0], *step[1])}
@@ -138,6 +140,10 @@ def test_gaps_are_all_but_the_elements(layout):
     elements[layout.index()] = True
     inside = there.reshape(-1)
     assert not np.any(inside & elements)
+    if layout.lanes == 1:
+        between = {(int(start), int(length)) for start, length in gaps(layout, filled=True)}
+        assert between < {(int(start), int(length)) for start, length in gaps(layout)}
+        assert len(between) == layout.images * layout.split[0] * layout.split[1] + 1
     step = layout.step
     blocks = elements if layout.lanes == 1 else np.repeat(elements.reshape(-1, step).any(1), step)
     np.testing.assert_array_equal(inside, ~blocks)

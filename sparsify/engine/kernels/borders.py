@@ -19,22 +19,29 @@ def propose(operation: Operation, context: Context) -> Stage | None:
     return None
 
 
-def border_stage(value: str, layout: Planes) -> Stage:
-    """The stage that writes all of a buffer but its elements."""
-    pieces, count = gaps(layout), layout.channels if layout.lanes == 1 else 1
+def border_stage(value: str, layout: Planes, filled: bool = False) -> Stage:
+    """The stage that writes all of a buffer but its elements and, where that is `filled` otherwise, what lies between
+    the rows of an image."""
+    pieces, count = gaps(layout, filled), layout.channels if layout.lanes == 1 else 1
     numbers = np.array([len(pieces), -(-len(pieces) // _TILES), count, layout.channel], np.int64)
     constants = (numbers, pieces, np.array([layout.fill], np.float32))
     tiles = min(_TILES, len(pieces))
     return Stage("borders", "sparsify_borders", (), (value,), tiles, constants, {value: layout}, why="memory shared")
 
 
-def gaps(layout: Planes) -> np.ndarray:
+def gaps(layout: Planes, filled: bool = False) -> np.ndarray:
     """Where no element is: int64 [pieces, 2], first float and length. Of one channel where positions are in the
-    lanes, else of the whole buffer."""
+    lanes, else of the whole buffer. `filled`: without what lies between the rows of an image in a plane."""
     step = 1 if layout.lanes == 1 else layout.step
     plain = replace(layout, images=layout.blocks, channels=1, lanes=1)
     there = np.zeros(plain.size if layout.lanes == 1 else layout.size // step, bool)
-    there[plain.index()] = True
+    places = plain.index()
+    there[places] = True
+    if filled:
+        for row, column in np.ndindex(layout.split):
+            for inside in places[:, 0, row :: layout.split[0], column :: layout.split[1]]:
+                if inside.size:
+                    there[inside[0, 0] : inside[-1, -1]] = True
     edges = np.flatnonzero(np.diff(np.concatenate([[True], there, [True]]).astype(np.int8)))
     first, last = edges[::2], edges[1::2]
     return np.stack([first, last - first], axis=1).astype(np.int64) * step

@@ -35,10 +35,12 @@ def copy_stage(value: str, shape: Shape, before: Layout, after: Layout) -> Stage
         here, there = ((side.channel, side.plane, side.pitch, side.lead) for side in (source, target))
         numbers, tiles = row_copy.cut(images, here, there, (*target.phases, *target.split), target.phase)
         function = row_copy.function(ROWS, target.phases[1])
-    else:
-        function, tiles = IMAGES, c * _row_groups(n * c * h * w, c, h)
-        numbers = np.array([c, h, w, n, tiles // c, *_images(source, target)], np.int64)
-    return Stage("copy", function, (value,), (value,), tiles, (numbers,), why="layout")
+        fill = np.array([0.0 if after is None else after.fill], np.float32)
+        fills = row_copy.fills(target.phases[1])
+        return Stage("copy", function, (value,), (value,), tiles, (numbers, fill), fills=fills, why="layout")
+    tiles = c * _row_groups(n * c * h * w, c, h)
+    numbers = np.array([c, h, w, n, tiles // c, *_images(source, target)], np.int64)
+    return Stage("copy", IMAGES, (value,), (value,), tiles, (numbers,), why="layout")
 
 
 def _is_transposed(before: Layout, after: Layout) -> bool:

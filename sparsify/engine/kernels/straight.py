@@ -76,6 +76,9 @@ def _compile(operation: Convolution | Linear, layer: Layer, encode: Encoder, con
     many = layer.output.lanes == 1 and len(strips[0]) > 1
     ahead = residual or many or layer.output.channels > layer.input.channels
     turns = panel_length(layer, context, len(strips))
+    # Clearing lanes costs nothing where there is a limit, and neighbouring rows share at most two vectors.
+    between, limits = layer.output.pitch - layer.output.width, (operation.epilogue.low, operation.epilogue.high)
+    fills = layer.output.lanes == 1 and between < encode.width and bool(np.isfinite(limits).any())
     pieces, streams, records, length, floats = [], [], [], 0, 0
     for inner, sorted_by_block in _sorted(operation, layer, strips, bounds, edges):
         start, end = bounds[inner[0]], bounds[inner[-1] + 1]
@@ -87,7 +90,7 @@ def _compile(operation: Convolution | Linear, layer: Layer, encode: Encoder, con
                 low, high = (int(bound) for bound in bounds[block : block + 2])
                 strip.append(blocks.Rows(low - int(start), high - low, row, shift, value))
             place = blocks.Part(number == 0, number == parts - 1)
-            text = blocks.straight(strip, encode, layer.output.channel, operation.epilogue, place, ahead, turns)
+            text = blocks.straight(strip, encode, layer.output.channel, operation.epilogue, place, ahead, turns, fills)
             text += b"\xcc" * (-len(text) % 64)
             stream = blocks.stream(strip, operation.bias[start:end], operation.epilogue)
             records.append((length, floats * 4, start * layer.output.channel * 4))
@@ -95,7 +98,7 @@ def _compile(operation: Convolution | Linear, layer: Layer, encode: Encoder, con
             streams.append(stream)
             length += len(text)
             floats += len(stream)
-    return Blocked(b"".join(pieces), np.concatenate(streams), np.array(records, np.int64), parts)
+    return Blocked(b"".join(pieces), np.concatenate(streams), np.array(records, np.int64), parts, fills)
 
 
 def _sorted(
