@@ -23,15 +23,16 @@ RETURN = b"\xc5\xf8\x77\xc3"  # vzeroupper; ret
 
 def _rows(*columns: Numbers) -> np.ndarray:
     """Columns of bytes side by side; single numbers are repeated."""
-    found = np.empty((max(np.size(column) for column in columns), len(columns)), np.uint8)
+    count = max([getattr(column, "size", 1) for column in columns])
+    found = np.empty((count, len(columns)), np.uint8)
     for number, column in enumerate(columns):
         found[:, number] = column
     return found
 
 
 def _disp32(displacement: Numbers) -> list[Numbers]:
-    number = np.asarray(displacement).astype(np.int32).view(np.uint32)
-    return [number >> shift & 255 for shift in (0, 8, 16, 24)]
+    number = np.asarray(displacement).astype("<i4").reshape(-1)
+    return list(number.view(np.uint8).reshape(-1, 4).T)
 
 
 def _modrm(register: Numbers, base: int, mode: int) -> Numbers:
@@ -60,8 +61,9 @@ def again(body: bytes) -> bytes:
 
 def put(code: np.ndarray, places: np.ndarray, instructions: np.ndarray) -> None:
     """Write instructions of one length, uint8 [count, bytes], where each begins."""
-    for number in range(instructions.shape[1]):
-        code[places + number] = instructions[:, number]
+    length = instructions.shape[1]
+    anywhere = np.lib.stride_tricks.as_strided(code, (max(0, len(code) - length + 1), length), (1, 1))
+    anywhere[places] = instructions
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import hashlib
 import importlib
 import pkgutil
@@ -20,7 +21,7 @@ from sparsify.engine import cache as disk
 from sparsify.engine import kernels, runtime_ir
 from sparsify.engine.ir import Module
 from sparsify.engine.linking import Image, link
-from sparsify.engine.memory import Code
+from sparsify.engine.memory import Code, give_back
 from sparsify.engine.target import Target
 
 _LOCK = threading.Lock()
@@ -45,6 +46,8 @@ class Library:
             image = link(code)
             code = image.dump() if image is not None else code
             disk.keep(key, code)
+            gc.collect()  # what was written is a web of objects
+            give_back()
         image = Image.read(code)
         self.address: Callable[[str], int]  # where a function is; 0 where there is none of this name
         self.address = _loaded(image) if image is not None else _loaded_by_llvm(code, target)
