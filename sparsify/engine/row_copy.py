@@ -3,14 +3,13 @@ to a plane of their own."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from llvmlite import ir
 
 from sparsify.engine.ir import F32, I32, Body, Module
-from sparsify.engine.layout import LINE
 
 STEPS = (1, 2, 0)  # columns from one element of a phase to the next; 0: any number, one element at a time
 _TILE = 8192  # elements that make a tile worth its claim
@@ -61,39 +60,24 @@ def emit(module: Module, prefix: str) -> None:
         last = body.smaller(channels, b.add(first, together))
         top = b.mul(b.udiv(tile, groups), band)
         bottom = body.smaller(rows, b.add(top, band))
-        with body.loop(0, images) as image, body.loop(first, last) as channel:
-            sides = []
-            for i, (lead, plane, by_channel) in enumerate(((s_lead, s_plane, s_channel), (t_lead, t_plane, t_channel))):
-                place = b.add(lead, b.add(b.mul(image.index, plane), b.mul(channel.index, by_channel)))
-                sides.append(body.at(body.pointer(buffers, i), place, F32))
-            above, below = (b.mul(b.mul(row, down), s_pitch) for row in (top, bottom))
-            _fetch_next(body, sides[0], s_channel, (above, below))
-            with body.loop(0, b.mul(kept_down, kept_right)) as number:
-                there = body.at(sides[1], b.mul(number.index, phase), F32)
-                _fetch_next(body, there, t_channel, (b.mul(top, t_pitch), b.mul(bottom, t_pitch)), write=True)
-            with body.loop(top, bottom) as row, body.loop(0, kept_down) as vertical:
-                above = b.add(b.mul(row.index, down), vertical.index)
-                with b.if_then(b.icmp_signed("<", above, height)):
-                    here = body.at(sides[0], b.mul(above, s_pitch), F32)
-                    below = b.add(b.mul(row.index, t_pitch), b.mul(b.mul(vertical.index, kept_right), phase))
-                    there = body.at(sides[1], below, F32)
-                    _ROW[step](body, here, there, _Row(width, t_pitch, right, kept_right, phase, fill))
+        row = _Row(width, t_pitch, right, kept_right, phase, fill)
+        with body.loop(0, images) as image:
+            for copy in _COLUMNS[step](body, row):
+                with body.loop(first, last) as channel:
+                    sides = []
+                    for i, side in enumerate(((s_lead, s_plane, s_channel), (t_lead, t_plane, t_channel))):
+                        start = b.add(side[0], b.add(b.mul(image.index, side[1]), b.mul(channel.index, side[2])))
+                        sides.append(body.at(body.pointer(buffers, i), start, F32))
+                    with body.loop(0, kept_down) as vertical:
+                        ending = b.sdiv(b.sub(b.add(height, b.sub(down, body.const(1))), vertical.index), down)
+                        below = b.mul(b.mul(vertical.index, kept_right), phase)
+                        with body.loop(top, body.smaller(bottom, ending)) as line:
+                            above = b.add(b.mul(line.index, down), vertical.index)
+                            copy(
+                                body.at(sides[0], b.mul(above, s_pitch), F32),
+                                body.at(sides[1], b.add(b.mul(line.index, t_pitch), below), F32),
+                            )
         body.done()
-
-
-def _fetch_next(
-    body: Body, channel: ir.Value, apart: ir.Value, edges: tuple[ir.Value, ir.Value], write: bool = False
-) -> None:
-    """Bring near what the next channel's copy will read or write: its runs are too short to be foreseen."""
-    following = body.at(channel, apart, F32)
-    with body.loop(*edges, LINE) as line:
-        body.prefetch(body.at(following, line.index, F32), 2, write)
-
-
-def _vectors(body: Body, count: ir.Value) -> Iterator[tuple[ir.Value, ir.Value]]:
-    """Where the vectors of `count` elements begin, and how many elements are left there."""
-    with body.loop(0, count, body.module.width) as turn:
-        yield turn.index, body.builder.sub(count, turn.index)
 
 
 @dataclass(frozen=True)
@@ -108,48 +92,66 @@ class _Row:
     fill: ir.Value  # a vector of what lies between rows
 
 
-def _plain(body: Body, source: ir.Value, target: ir.Value, row: _Row) -> None:
-    for place, left in _vectors(body, row.pitch):
-        there = body.first_lanes(body.builder.sub(row.width, place))
-        found = body.masked_load(body.at(source, place, F32), there)
-        _store(body, found, there, body.at(target, place, F32), left, row.fill)
+# The copy of some columns, from the beginning of a row to that of another. Whatever is the same in all rows comes
+# before them.
+_Copy = Callable[[ir.Value, ir.Value], None]
 
 
-def _store(body: Body, found: ir.Value, there: ir.Value, target: ir.Value, left: ir.Value, fill: ir.Value) -> None:
-    """The lanes that are there, and what lies between rows in those after them."""
-    body.masked_store(body.builder.select(there, found, fill), target, body.first_lanes(left))
+def _plain(body: Body, row: _Row) -> Iterator[_Copy]:
+    b = body.builder
+    with body.loop(0, row.pitch, body.module.width) as turn:
+        place = turn.index
+        there, whole = (body.first_lanes(b.sub(length, place)) for length in (row.width, row.pitch))
+
+        def copy(source: ir.Value, target: ir.Value) -> None:
+            found = body.masked_load(body.at(source, place, F32), there)
+            body.masked_store(b.select(there, found, row.fill), body.at(target, place, F32), whole)
+
+        yield copy
 
 
-def _every_other(body: Body, source: ir.Value, target: ir.Value, row: _Row) -> None:
+def _every_other(body: Body, row: _Row) -> Iterator[_Copy]:
     """Even columns to one phase and, where it is kept, odd ones to the next."""
     b, lanes = body.builder, body.module.width
     kind = ir.VectorType(I32, lanes)
-    even, odd = (ir.Constant(kind, [2 * i + first for i in range(lanes)]) for first in (0, 1))
+    orders = [ir.Constant(kind, [2 * i + first for i in range(lanes)]) for first in (0, 1)]
     both = b.icmp_signed("==", row.kept, body.const(2))
-    for place, left in _vectors(body, row.pitch):
-        start = b.mul(place, body.const(2))
+    with body.loop(0, row.pitch, lanes) as turn:
+        place, start = turn.index, b.mul(turn.index, body.const(2))
         rest = b.sub(row.width, start)
-        pair = [
-            body.masked_load(body.at(source, b.add(start, body.const(i)), F32),
-                             body.first_lanes(b.sub(rest, body.const(i))))
-            for i in (0, lanes)
-        ]  # fmt: skip
-        evens = body.first_lanes(b.ashr(b.add(rest, body.const(1)), body.const(1)))
-        _store(body, b.shuffle_vector(*pair, even), evens, body.at(target, place, F32), left, row.fill)
-        with b.if_then(both):
-            further = body.at(target, b.add(row.phase, place), F32)
-            odds = body.first_lanes(b.ashr(rest, body.const(1)))
-            _store(body, b.shuffle_vector(*pair, odd), odds, further, left, row.fill)
+        loaded = [body.first_lanes(b.sub(rest, body.const(i))) for i in (0, lanes)]
+        there = [body.first_lanes(b.ashr(b.add(rest, body.const(i)), body.const(1))) for i in (1, 0)]
+        whole = body.first_lanes(b.sub(row.pitch, place))
+
+        def copy(source: ir.Value, target: ir.Value) -> None:
+            pair = [
+                body.masked_load(body.at(source, b.add(start, body.const(i)), F32), mask)
+                for i, mask in zip((0, lanes), loaded, strict=True)
+            ]
+
+            def store(odd: int, target: ir.Value) -> None:
+                found = b.select(there[odd], b.shuffle_vector(*pair, orders[odd]), row.fill)
+                body.masked_store(found, body.at(target, place, F32), whole)
+
+            store(0, target)
+            with b.if_then(both):
+                store(1, body.at(target, row.phase, F32))
+
+        yield copy
 
 
-def _one_by_one(body: Body, source: ir.Value, target: ir.Value, row: _Row) -> None:
+def _one_by_one(body: Body, row: _Row) -> Iterator[_Copy]:
     b = body.builder
-    with body.loop(0, row.kept) as horizontal:
-        count = b.udiv(b.add(b.sub(row.width, horizontal.index), b.sub(row.step, body.const(1))), row.step)
-        here = body.at(source, horizontal.index, F32)
-        there = body.at(target, b.mul(horizontal.index, row.phase), F32)
-        with body.loop(0, count) as i:
-            body.store(body.load(here, b.mul(i.index, row.step), F32), there, i.index)
+
+    def copy(source: ir.Value, target: ir.Value) -> None:
+        with body.loop(0, row.kept) as horizontal:
+            count = b.udiv(b.add(b.sub(row.width, horizontal.index), b.sub(row.step, body.const(1))), row.step)
+            here = body.at(source, horizontal.index, F32)
+            there = body.at(target, b.mul(horizontal.index, row.phase), F32)
+            with body.loop(0, count) as i:
+                body.store(body.load(here, b.mul(i.index, row.step), F32), there, i.index)
+
+    yield copy
 
 
-_ROW = {1: _plain, 2: _every_other, 0: _one_by_one}
+_COLUMNS = {1: _plain, 2: _every_other, 0: _one_by_one}
