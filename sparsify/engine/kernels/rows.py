@@ -14,7 +14,6 @@ import numpy as np
 from llvmlite import ir
 
 from sparsify.engine.ir import F32, I32, Body, Module
-from sparsify.engine.layout import LINE
 from sparsify.engine.program import Convolution, Epilogue, Operation, Pool
 from sparsify.engine.sliding import is_by_rows
 from sparsify.engine.stage import Context, Stage
@@ -22,7 +21,6 @@ from sparsify.engine.stage import Context, Stage
 _RATE = 3.5e9  # vector operations a second and thread
 _BAND = 7  # rows that are worth the loading of those around them
 _TAPS = 3
-_AHEAD = 16  # channels
 _NAMES = {
     (stride, largest): f"sparsify_rows_{'max' if largest else 'sum'}_{stride}"
     for stride in (1, 2)
@@ -115,11 +113,8 @@ class _Rows:
         zero = body.const(0)
         with body.loop(0, self.images) as image:
             with body.loop(first, pairs, 2) as pair:
-                for i in (0, 1):
-                    self._fetch(image.index, b.add(pair.index, body.const(i + _AHEAD)))
                 self._go([self._unit(image.index, b.add(pair.index, body.const(i)), zero) for i in (0, 1)])
             with body.loop(pairs, last) as channel:
-                self._fetch(image.index, b.add(channel.index, body.const(_AHEAD)))
                 done: ir.Value = zero
                 for together in (4, 2, 1) if self.stride == 1 else (2, 1):
                     vectors = b.udiv(b.add(b.sub(self.width, done), body.const(lanes - 1)), body.const(lanes))
@@ -130,18 +125,6 @@ class _Rows:
                         self._go([self._unit(image.index, channel.index, column) for column in columns])
                     done = stop
         body.done()
-
-    def _fetch(self, image: ir.Value, channel: ir.Value) -> None:
-        """Bring the first and the last row that a channel's band reads near: another core may have written them."""
-        body, b = self.body, self.body.builder
-        start, by_channel, by_image, pitch = self.sides[0]
-        plane = b.add(start, b.add(b.mul(channel, by_channel), b.mul(image, by_image)))
-        stride = body.const(self.stride)
-        last = b.add(b.mul(b.sub(self.bottom, body.const(1)), stride), body.const(_TAPS - 1))
-        for row in (b.mul(self.top, stride), last):
-            place = b.add(plane, b.mul(row, pitch))
-            with body.loop(0, b.add(b.mul(self.width, stride), body.const(_TAPS - 1)), LINE) as at:
-                body.prefetch(body.at(body.pointer(self.buffers, 0), b.add(place, at.index), F32), 1)
 
     def _unit(self, image: ir.Value, channel: ir.Value, column: ir.Value) -> _Unit:
         body, b = self.body, self.body.builder
