@@ -12,7 +12,7 @@ import numpy as np
 from sparsify.engine.bands import Visit, visits
 from sparsify.engine.groups import Group, Step, moving, settled
 from sparsify.engine.library import library
-from sparsify.engine.memory import Code, Weights, aligned, lines
+from sparsify.engine.memory import Weights, aligned
 from sparsify.engine.memory_plan import MemoryPlan, Place
 from sparsify.engine.program import Program, Value
 from sparsify.engine.runtime import Job, Record, pool, release_with
@@ -54,12 +54,8 @@ class Executable:
         )  # fmt: skip
         self._constants = {name: np.asarray(array, order="C") for name, array in program.constants.items()}
         groups = settled(steps, self._plan, weights, tuning.band_bytes)
-        stages = [step.stage for group in groups for step in group.all if isinstance(step.stage, Stage)]
+        weights.seal()
         self._weights = weights
-        code = [stage.code for stage in stages if stage.code]
-        self._code = _executable(code)
-        self._fixed = self._weights.size + sum(lines(len(piece)) for piece in code)
-        self._code_end = self._code.address if self._code is not None else 0
         self._segments = [_Segment(self, group, threads, tuning.band_bytes) for group in groups]
 
     def run(self, inputs: Sequence[np.ndarray], into: Sequence[np.ndarray] | None = None) -> list[np.ndarray]:
@@ -87,8 +83,7 @@ class Executable:
         for index, array in enumerate(stage.constants):
             assert isinstance(array, np.ndarray)
             table[index] = array.ctypes.data
-        table[-1] = self._code_end
-        self._code_end += lines(len(stage.code))
+        table[-1] = stage.address
         return table
 
     def report(self) -> list[Row]:
@@ -98,21 +93,7 @@ class Executable:
     @property
     def bytes(self) -> int:
         """Memory of buffers, weights and code."""
-        return self._plan.bytes + self._fixed
-
-
-def _executable(code: Sequence[bytes]) -> Code | None:
-    """The stages' machine code in memory; None where there is none."""
-    if not code:
-        return None
-    try:
-        return Code(*code)
-    except OSError as error:
-        raise EngineError(
-            f"The compiled model could not be made executable: {error.strerror}. The likely cause is a "
-            "hardened system that refuses memory that was written to, or one short of memory. Allow it for "
-            "this process, or run the model in another runtime."
-        ) from error
+        return self._plan.bytes + self._weights.size
 
 
 class _Segment:
@@ -166,7 +147,7 @@ class _Segment:
             if stage.failure:
                 self._failures.append((scratch[:8].view(np.int64), stage.failure))
         constants = owner.place(stage)
-        self._keep += [buffers, constants, owner._weights, owner._code]
+        self._keep += [buffers, constants, owner._weights]
         function = owner._library.address(stage.function)
         assert function, f"the kernel library has no function {stage.function}"
         return [(function, row.ctypes.data, constants.ctypes.data) for row in buffers]
@@ -220,10 +201,10 @@ class _Segment:
 
 
 def _light(step: Step) -> Step:
-    """A step for the report: without weights and code, which lie elsewhere by now."""
+    """A step for the report: without its weights."""
     if isinstance(step.stage, PythonStage):
         return step
-    return replace(step, stage=replace(step.stage, constants=(), code=b""))
+    return replace(step, stage=replace(step.stage, constants=()))
 
 
 def _row(step: Step, seconds: float) -> Row:

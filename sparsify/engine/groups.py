@@ -48,8 +48,9 @@ class Group:
 
 
 def kept(stage: Stage, weights: Weights) -> Stage:
-    """The stage with its constants where they stay."""
-    return replace(stage, constants=tuple(weights.kept(array) for array in stage.constants))
+    """The stage with its constants and code where they stay."""
+    address = weights.put(stage.code) if stage.code else 0
+    return replace(stage, constants=tuple(weights.kept(array) for array in stage.constants), code=(), address=address)
 
 
 def settled(steps: Sequence[Step], plan: MemoryPlan, weights: Weights, band: int) -> list[Group]:

@@ -116,7 +116,7 @@ def _loaded(image: Image) -> Callable[[str], int]:
     for name, place in image.outside.items():
         address = ctypes.cast(getattr(process, name), ctypes.c_void_p).value or 0
         content[place : place + 8] = address.to_bytes(8, "little")
-    code = Code(bytes(content))
+    code = Code.of(bytes(content))
     return lambda function: code.address + image.functions[function] if function in image.functions else 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 import sys
 import weakref
 from collections.abc import Callable, Sequence
@@ -11,9 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sparsify.errors import EngineError
+
 LINE = 64  # bytes
 _HUGE = 2 << 20
-_BLOCK = 16 << 20  # bytes of an arena of weights, only those touched of which are memory
+_BLOCK = 16 << 20  # bytes of an arena of weights or code, only those touched of which are memory
 _READ, _WRITE, _EXECUTE = 1, 2, 4
 _MADV_HUGEPAGE = 14
 
@@ -77,13 +80,75 @@ def joined(parts: Sequence[np.ndarray]) -> Written:
     return Written(sum(len(part) for part in parts), write, parts[0].dtype.type)
 
 
+def lines(size: int) -> int:
+    """`size` bytes rounded up to whole cache lines."""
+    return -(-size // LINE) * LINE
+
+
+class Code:
+    """Machine code in pages that are written first and made executable then, never both at once."""
+
+    def __init__(self, size: int) -> None:
+        """`size`: all bytes that will be put there, each piece rounded up to whole cache lines. Raises EngineError
+        where there is no memory."""
+        libc = _libc()
+        # Large pages, where the system gives them: code of many megabytes otherwise misses in the TLB.
+        length = -(-max(size, 1) // _HUGE) * _HUGE + _HUGE
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        mapped = libc.mmap(None, length, _READ | _WRITE, flags, -1, 0)
+        if mapped in (None, ctypes.c_void_p(-1).value):
+            raise _refused()
+        self._release = weakref.finalize(self, libc.munmap, mapped, length)
+        self._release.atexit = False  # threads may run it up to the very end
+        self.address = self._next = -(-mapped // _HUGE) * _HUGE
+        self._end = self.address + length - _HUGE
+        if sys.platform == "linux" and size > _HUGE // 4:
+            libc.madvise(self.address, self._end - self.address, _MADV_HUGEPAGE)
+
+    @classmethod
+    def of(cls, piece: bytes) -> Code:
+        """One piece alone, ready to run."""
+        code = cls(len(piece))
+        code.put(piece)
+        code.seal()
+        return code
+
+    @property
+    def room(self) -> int:
+        """Bytes that are left."""
+        return self._end - self._next
+
+    def put(self, piece: bytes) -> int:
+        """Where the piece is from now on, the rest of its last cache line filled with traps."""
+        place, size = self._next, lines(len(piece))
+        assert size <= self.room, "the block of code was made too small"
+        ctypes.memset(place, 0xCC, size)
+        ctypes.memmove(place, piece, len(piece))
+        self._next += size
+        return place
+
+    def seal(self) -> None:
+        """Make all of it executable. Raises EngineError where the system refuses that."""
+        if _libc().mprotect(self.address, self._end - self.address, _READ | _EXECUTE) != 0:
+            raise _refused()
+
+
+def _refused() -> EngineError:
+    return EngineError(
+        f"Machine code could not be made executable: {os.strerror(ctypes.get_errno())}. The likely cause is a hardened "
+        "system that refuses memory that was written to, or one short of memory. Allow it for this process, or run "
+        "the model in another runtime."
+    )
+
+
 class Weights:
-    """Memory for what stages keep, in arenas that are added as it grows."""
+    """Memory for what stages keep, arrays and code, in arenas that are added as it grows."""
 
     def __init__(self) -> None:
         self.size = 0  # bytes that were taken
         self._arenas: list[Arena] = []
         self._room = 0
+        self._code: list[Code] = []
 
     def kept(self, array: np.ndarray | Written) -> np.ndarray:
         """A copy of an array, flat, that begins on a cache line and lives as long as this."""
@@ -100,41 +165,20 @@ class Weights:
             home[:] = array.reshape(-1)
         return home
 
-
-def lines(size: int) -> int:
-    """`size` bytes rounded up to whole cache lines."""
-    return -(-size // LINE) * LINE
-
-
-class Code:
-    """Machine code in pages that are written first and made executable then, never both at once.
-
-    pieces: one after the other, each filled up to whole cache lines with traps. Raises OSError where the system
-    refuses executable memory.
-    """
-
-    def __init__(self, *pieces: bytes) -> None:
-        libc = _libc()
+    def put(self, pieces: Sequence[bytes]) -> int:
+        """The address at which pieces of machine code stay as long as this, one after the other; they may be run once
+        all is sealed."""
         size = sum(lines(len(piece)) for piece in pieces)
-        # Large pages, where the system gives them: code of many megabytes otherwise misses in the TLB.
-        self._length = -(-max(size, 1) // _HUGE) * _HUGE + _HUGE
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        mapped = libc.mmap(None, self._length, _READ | _WRITE, flags, -1, 0)
-        if mapped in (None, ctypes.c_void_p(-1).value):
-            raise OSError(ctypes.get_errno(), "no memory for machine code")
-        self._release = weakref.finalize(self, libc.munmap, mapped, self._length)
-        self._release.atexit = False  # threads may run it up to the very end
-        self.address = -(-mapped // _HUGE) * _HUGE
-        used = self._length - _HUGE
-        if sys.platform == "linux" and size > _HUGE // 4:
-            libc.madvise(self.address, used, _MADV_HUGEPAGE)
-        place = self.address
-        for piece in pieces:
-            ctypes.memset(place, 0xCC, lines(len(piece)))
-            ctypes.memmove(place, piece, len(piece))
-            place += lines(len(piece))
-        if libc.mprotect(self.address, used, _READ | _EXECUTE) != 0:
-            raise OSError(ctypes.get_errno(), "the system refuses executable memory")
+        if not self._code or self._code[-1].room < size:
+            self._code.append(Code(max(size, _BLOCK)))
+        self.size += size
+        places = [self._code[-1].put(piece) for piece in pieces]
+        return places[0]
+
+    def seal(self) -> None:
+        """Make the code executable; no more can be added."""
+        for code in self._code:
+            code.seal()
 
 
 def give_back() -> None:

@@ -73,7 +73,8 @@ class Stage:
     tiles: int  # independent pieces of work, each about 10 to 200 microseconds where that is possible
     constants: tuple[np.ndarray | Written, ...] = ()
     layouts: Mapping[str, Layout] = field(default_factory=dict)  # of reads and writes that are not in C order
-    code: bytes = b""  # machine code of this layer; its address is appended to `constants`
+    code: tuple[bytes, ...] = ()  # machine code of this layer, in whole cache lines; its address follows `constants`
+    address: int = 0  # of the code, once it lies where it stays
     replaces: str | None = None  # one of `reads`: the result may be written over it, element by element
     scratch: int = 0  # bytes of scratch memory, shared by the stage's tiles and steps
     failure: str = ""  # the error where the stage leaves its scratch memory's first int64 at anything but 0

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sparsify.engine.layout import Planes
+from sparsify.engine.memory import Written
 from sparsify.engine.program import Convolution, Linear
 from sparsify.engine.sliding import Positions, positions, source, sweep
 from sparsify.engine.stage import Context, Stage
@@ -34,8 +35,8 @@ class Blocked:
     one after the other; in between its sums wait in the output.
     """
 
-    code: bytes
-    stream: np.ndarray
+    code: tuple[bytes, ...]  # one after the other
+    stream: np.ndarray | Written
     records: np.ndarray
     parts: int = 1
     fills: bool = False  # as in Stage

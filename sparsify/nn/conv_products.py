@@ -186,7 +186,7 @@ class _Call:
         self._splits: dict[tuple[tuple[int, int], int], tuple[np.ndarray, int, int]] = {}
         self.groups = [] if self._starts is None else list(self._groups(self._starts))
         self._arrays = [self._parameters, np.ascontiguousarray(program.records), table]
-        self._code = Code(program.code)
+        self._code = Code.of(program.code)
         first = [array.ctypes.data for array in self._arrays]
         addresses = [*first, self._code.address, tiles.ctypes.data, 0, 0]
         self._constants, self._buffers = np.array(addresses, np.int64), np.zeros(4, np.int64)

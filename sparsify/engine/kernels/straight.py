@@ -15,6 +15,7 @@ import numpy as np
 from sparsify.engine import blocks, nonzeros
 from sparsify.engine.encode import Encoder, encoder
 from sparsify.engine.ir import I64, Body, Module
+from sparsify.engine.memory import joined
 from sparsify.engine.program import Convolution, Linear, Operation
 from sparsify.engine.sliding import entries
 from sparsify.engine.stage import Context, Proposal, Stage
@@ -98,7 +99,7 @@ def _compile(operation: Convolution | Linear, layer: Layer, encode: Encoder, con
             streams.append(stream)
             length += len(text)
             floats += len(stream)
-    return Blocked(b"".join(pieces), np.concatenate(streams), np.array(records, np.int64), parts, fills)
+    return Blocked(tuple(pieces), joined(streams), np.array(records, np.int64), parts, fills)
 
 
 def _sorted(
