@@ -249,10 +249,11 @@ def compare(
 
 
 def means(found: Mapping[str, Any], column: str, rows: Sequence[str]) -> list[str]:
-    """How evenly the connections of these rows' runs are shared out, and how much was tried: a sentence each."""
+    """What these rows' runs cost, how evenly their connections are shared out, how much was tried: a sentence each."""
     cells = found.get(column, {})
     lines = []
     for text, key, style in (
+        ("FLOPs of training", "training_flops", ".2e"),
         ("variance of the connections per channel, as a multiple of chance", "unevenness", ".1f"),
         ("share of all connections that were ever active", "itop_rate", ".0%"),
     ):

@@ -56,6 +56,7 @@ many as those of 8 and 6 epochs. Rows are ERK unless they say uniform.""",
         **{label: [f"topology.method={method}"] for label, method in METHODS.items()},
         "RigL (8 batches)": ["topology.method=rigl", "topology.growth_batches=8"],
         "RigL (32 batches)": ["topology.method=rigl", "topology.growth_batches=32"],
+        "SET 1.5x": ["topology.method=set", "training.multiplier=1.5"],
         "RigL 2x": ["topology.method=rigl", "training.multiplier=2.0"],
         "static (uniform)": ["topology.method=static", "topology.distribution=uniform"],
         "SET (uniform)": ["topology.method=set", "topology.distribution=uniform"],
@@ -94,6 +95,8 @@ many as those of 8 and 6 epochs. Rows are ERK unless they say uniform.""",
 def findings(found: Mapping[str, Any]) -> list[str]:
     """The claim's comparisons, for both distributions."""
     pairs = [("SET", "static"), ("RigL", "SET"), ("RigL", "static"), ("RigL", "gradual pruning"), ("SRigL", "RigL")]
+    several = ("RigL (8 batches)", "RigL (32 batches)")
+    pairs += [(row, other) for row in several for other in ("RigL", "SET", "static")] + [(several[1], "SET 1.5x")]
     pairs += [(f"{row} (uniform)", f"{other} (uniform)") for row, other in pairs[:3]]
     pairs += [("RigL 2x", "RigL")] + [(row, f"{row} (uniform)") for row in ("static", "RigL")]
     lines = []
@@ -107,7 +110,9 @@ def findings(found: Mapping[str, Any]) -> list[str]:
                 tenths = zip(*(map(sub, rigl[seed]["losses"], others[seed]["losses"]) for seed in seeds), strict=True)
                 gaps = ", ".join(f"{fmean(gap):+.3f}" for gap in tenths)
                 lines.append(f"{column}: RigL's training loss less {other}'s in each tenth of training: {gaps}.")
-        lines += means(found, column, ("static", "SET", "RigL", "SRigL"))
+        lines += means(
+            found, column, ("static", "SET", "SET 1.5x", "RigL", "RigL (8 batches)", "RigL (32 batches)", "SRigL")
+        )
     return lines
 
 

@@ -40,8 +40,9 @@ def findings(found: Mapping[str, Any]) -> list[str]:
     """The claim's comparisons."""
     column = next(iter(EXPERIMENT.columns))
     pairs = [("SET", "static"), ("RigL", "static"), ("RigL", "SET"), ("SRigL", "RigL"), ("gradual pruning", "RigL")]
+    pairs += [("RigL (16 batches)", other) for other in ("RigL", "SET", "static")]
     lines = [line for row, other in pairs for line in compare(EXPERIMENT, found, column, row, other)]
-    return lines + means(found, column, ("static", "SET", "RigL", "SRigL"))
+    return lines + means(found, column, ("static", "SET", "RigL", "RigL (16 batches)", "SRigL"))
 
 
 if __name__ == "__main__":

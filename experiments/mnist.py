@@ -47,6 +47,8 @@ def findings(found: Mapping[str, Any]) -> list[str]:
     for column in EXPERIMENT.columns:
         for other in ("static", "SNIP", "SET", "RigL from static's solution", "gradual pruning"):
             lines += compare(EXPERIMENT, found, column, "RigL", other)
+        for other in ("RigL", "SET"):
+            lines += compare(EXPERIMENT, found, column, "RigL (32 batches)", other)
     for sparsity in (98, 95):
         short, long = (f"{sparsity} % in {epochs} epochs" for epochs in (10, 50))
         lines += compare(EXPERIMENT, found, long, "RigL", "gradual pruning", short)
