@@ -47,8 +47,8 @@ last. When: RigL falls behind in the first tenths of training. Where: the larges
 connections gather at some channels; SRigL, which gives each neuron as many connections, is the test of that, and is no
 better. How often: an update every 500 steps in the place of 100 leaves a new connection time to grow, and RigL gains
 nothing on SET by it. How much is tried: in 30 epochs SET has had more of all connections, in 6 the two have had as
-many. By what: a batch has 128 images here, and 4,096 in the paper's ImageNet runs; of so few, the gradient is largely
-noise, and the paper has 750 updates to make up for it, where these schedules have 17 to 87. *RigL (32 batches)* looks
+many. By what: a batch has 128 images here, and 4,096 in the paper's ImageNet runs; of so few, the gradient is noisy,
+and the paper has 750 updates to make up for it, where these schedules have 17 to 87. *RigL (32 batches)* looks
 at the sum over the 32 batches up to an update (`topology.growth_batches`), 4,096 images too. With that the order is the
 paper's. It is not for nothing: each batch takes a dense gradient of the weights, see the FLOPs below, and for these SET
 can train 1.5 times as long, which is worth more in 6 epochs. Rows are ERK unless they say uniform.""",

@@ -7,6 +7,7 @@ needed for that is known here: https://protobuf.dev/programming-guides/encoding
 from __future__ import annotations
 
 import mmap
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,10 +35,15 @@ def scan(path: Path) -> tuple[bytes, list[Entry]]:
     Raises ValueError where the file is not protobuf, OSError where it cannot be read.
     """
     with path.open("rb") as file:
-        if path.stat().st_size == 0:
-            raise ValueError("it is empty")
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return scan_bytes(data)
+        return scan_open(file.fileno())
+
+
+def scan_open(descriptor: int) -> tuple[bytes, list[Entry]]:
+    """As `scan`, of a file that is open."""
+    if os.fstat(descriptor).st_size == 0:
+        raise ValueError("it is empty")
+    with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as data:
+        return scan_bytes(data)
 
 
 def scan_bytes(data: bytes | mmap.mmap) -> tuple[bytes, list[Entry]]:

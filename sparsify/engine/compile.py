@@ -32,6 +32,7 @@ class _Lowering:
         self.program, self.context = program, context
         self.steps: list[Step] = []
         self.weights = Weights()
+        self._shapes = {name: value.shape for name, value in program.values.items()}
         self._there: dict[str, list[Layout]] = {
             name: [None] for name in (*program.constants, *(value.name for value in program.inputs))
         }
@@ -62,9 +63,8 @@ class _Lowering:
         outputs = tuple((name, layouts.get(name)) for name in stage.writes)
         for name in stage.reads:
             self.bring(name, layouts.get(name))
-        shapes = {name: value.shape for name, value in self.program.values.items()}
         read = zip(stage.reads, inputs, strict=True)
-        around = tuple(place for name, place in read if place[1] and reads_around(operation, name, shapes))
+        around = tuple(place for name, place in read if place[1] and reads_around(operation, name, self._shapes))
         name = getattr(operation, "name", "")
         self.steps.append(Step(type(operation).__name__, name, stage, inputs, outputs, around))
         self._there.update((name, [layout]) for name, layout in outputs)

@@ -64,21 +64,19 @@ def settled(steps: Sequence[Step], plan: MemoryPlan, weights: Weights, band: int
     plan.settle(runs)
     borders, start, whole = plan.borders(), 0, []
     for group in groups:
-        inside = range(start, start + len(group))
-        whole.append(
-            Group(
-                group,
-                [(at - start, _border(place, is_filled, weights)) for at, place, is_filled in borders if at in inside],
-            )
-        )
-        start += len(group)
+        end = start + len(group)
+        mine = [
+            (at - start, _border(place, is_filled, weights)) for at, place, is_filled in borders if start <= at < end
+        ]
+        whole.append(Group(group, mine))
+        start = end
     return whole
 
 
-def _border(place: Place, filled: bool, weights: Weights) -> Step:
+def _border(place: Place, is_filled: bool, weights: Weights) -> Step:
     name, layout = place
     assert layout is not None
-    return Step("borders", "", kept(border_stage(name, layout, filled), weights), (), (place,))
+    return Step("borders", "", kept(border_stage(name, layout, is_filled), weights), (), (place,))
 
 
 def _grouped(steps: Sequence[Step]) -> list[list[Step]]:

@@ -5,12 +5,12 @@ numpy looks at floats one by one; through booleans it is several times faster.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from sparsify.engine.lazy import Lazy
 from sparsify.engine.unread import Unread
 
 LARGE = 4096  # elements
@@ -21,37 +21,16 @@ Found = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
-class Packed:
+class Packed(Lazy):
     """A float32 array as its non-zeros; numpy.asarray makes it dense."""
 
-    shape: tuple[int, ...]
     places: np.ndarray  # int32 [nnz], ascending: in the flattened array
     numbers: np.ndarray  # float32 [nnz]
-
-    dtype = np.dtype(np.float32)
-
-    @property
-    def size(self) -> int:
-        """Elements, the zeros too."""
-        return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
         """Bytes that it takes."""
         return self.places.nbytes + self.numbers.nbytes
-
-    @property
-    def ndim(self) -> int:
-        """Axes."""
-        return len(self.shape)
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def reshape(self, *shape: int) -> Packed:
-        """The same elements in another shape, one of whose sizes may be -1."""
-        rest = self.size // -math.prod(shape) if -1 in shape else 0
-        return Packed(tuple(rest if size == -1 else size for size in shape), self.places, self.numbers)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         dense = np.zeros(self.size, np.float32)

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from sparsify.engine.lazy import Lazy
 from sparsify.errors import EngineError
 
 _PART = 1 << 18  # elements that are read at a time, and stay in a cache until they are looked at
@@ -77,35 +78,15 @@ def canonical(array: np.ndarray, is_owned: bool = False) -> np.ndarray:
 
 
 @dataclass(frozen=True, eq=False)
-class Unread:
+class Unread(Lazy):
     """A float32 array that is in a file; numpy.asarray reads it."""
 
-    shape: tuple[int, ...]
     source: Source
     start: int  # in the source
     stored: np.dtype[Any]  # the floating point that it is kept in
     nonzeros: int = 0
 
-    dtype = np.dtype(np.float32)
     nbytes = 0  # in memory
-
-    @property
-    def size(self) -> int:
-        """Elements, the zeros too."""
-        return math.prod(self.shape)
-
-    @property
-    def ndim(self) -> int:
-        """Axes."""
-        return len(self.shape)
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def reshape(self, *shape: int) -> Unread:
-        """The same elements in another shape, one of whose sizes may be -1."""
-        rest = self.size // -math.prod(shape) if -1 in shape else 0
-        return replace(self, shape=tuple(rest if size == -1 else size for size in shape))
 
     def read(self, first: int, into: np.ndarray) -> None:
         """Fill `into` (float32, flat) with the elements from `first` on."""

@@ -44,12 +44,12 @@ class Rewiring:
 
 @torch.no_grad()
 def gather(layer: SparseLayer, total: Tensor | None) -> Tensor:
-    """The dense gradient of the layer's tape, added to `total` in place: [out, entries of a row]."""
-    rows, width = layer.pattern.shape[0], math.prod(layer.pattern.shape[1:])
-    total = torch.zeros(rows, width) if total is None else total
-    for start, stop in _blocks(range(rows), width):
-        total[start:stop] += layer.dense_gradient(start, stop)
-    return total
+    """The dense gradient of the layer's tape plus `total`, which is spent, in the weight's shape."""
+    shape = layer.pattern.shape
+    found = (torch.zeros(shape) if total is None else total).reshape(shape[0], -1)
+    for start, stop in _blocks(range(shape[0]), found.shape[1]):
+        found[start:stop] += layer.dense_gradient(start, stop)
+    return found.view(shape)
 
 
 def exchange(
@@ -63,6 +63,7 @@ def exchange(
     without a tape the scores get none. parts: matrices below each other in the weight, each of which keeps its count.
     gathered: what `gather` made of earlier batches, which is added. The layer stays as it is.
     """
+    gathered = gathered.flatten(1) if gathered is not None else None
     flat, order = layer.ascending()
     height = layer.pattern.shape[0] // parts
     edges = np.searchsorted(flat, np.arange(parts + 1) * height * math.prod(layer.pattern.shape[1:])).tolist()

@@ -22,8 +22,8 @@ pytestmark = pytest.mark.skipif(encoder(host().level) is None, reason="there is 
 
 def recipe(**optimizer: float) -> Recipe:
     given = load_recipe(None, [
-        "training.steps=12", "topology.delta_t=3", "topology.t_end=1.0", "topology.sparsity=0.8",
-        'model={name="wide_resnet", depth=10, width=1}', "training.batch_size=32",
+        "training.steps=12", "topology.delta_t=3", "topology.growth_batches=2", "topology.t_end=1.0",
+        "topology.sparsity=0.8", 'model={name="wide_resnet", depth=10, width=1}', "training.batch_size=32",
     ])  # fmt: skip
     return given.model_copy(update={"optimizer": Optimizer(name="sgd", lr=0.01, momentum=0.9, weight_decay=1e-4)})
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from sparsify.engine.front.tensors import Folder, Raw, initializer, numpy_dtype,
 from sparsify.engine.limits import LIMITS, Budget
 from sparsify.engine.unread import Bytes, OpenFile, Source
 from sparsify.errors import EngineError
-from sparsify.onnx_scan import scan_bytes
+from sparsify.onnx_scan import scan_bytes, scan_open
 
 OLDEST_OPSET = 7  # where ONNX took on numpy's broadcasting; exporters of opset 11 and up are tested
 PORT_DTYPES = ("bfloat16", "bool", "object", *(np.dtype(code).name for code in "efd" + "bhiq" + "BHIQ"))
@@ -59,8 +58,7 @@ class _File:
                 skeleton, self._entries = scan_bytes(data)
             else:
                 self._source, self.folder = OpenFile(path), Folder(path.parent)
-                with mmap.mmap(self._source.descriptor, 0, access=mmap.ACCESS_READ) as mapped:
-                    skeleton, self._entries = scan_bytes(mapped)
+                skeleton, self._entries = scan_open(self._source.descriptor)
             self.model.ParseFromString(skeleton)
             self._tensors = [TensorProto.FromString(entry.head) for entry in self._entries]
         except (DecodeError, RuntimeError, ValueError, OSError) as error:

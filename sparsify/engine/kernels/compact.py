@@ -111,12 +111,12 @@ def _pack(operation: Convolution | Linear, input: Planes, shape: _Shape) -> _Pac
     strips = []
     for start in range(0, len(operation.weight), shape.rows):
         found = entries(operation, input, start, min(start + shape.rows, len(operation.weight)))
-        lengths, order, *rest = _strip(found.row, found.shift - lowest, found.value, found.rows, blocks, shape)
-        strips.append((lengths, order + start, *rest))
-    lengths, order = (np.concatenate(parts) for parts in ([strip[i] for strip in strips] for i in (0, 1)))
-    first = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    offset, value = (joined([strip[i] for strip in strips]) for i in (2, 3))
-    return _Packed(lowest + np.arange(blocks) * shape.span, first, order.astype(np.int32), offset, value)
+        lengths, order, offset, value = _strip(found.row, found.shift - lowest, found.value, found.rows, blocks, shape)
+        strips.append((lengths, order + start, offset, value))
+    every_length, orders, offsets, values = zip(*strips, strict=True)
+    first = np.concatenate([[0], np.cumsum(np.concatenate(every_length))]).astype(np.int64)
+    base = lowest + np.arange(blocks) * shape.span
+    return _Packed(base, first, np.concatenate(orders).astype(np.int32), joined(offsets), joined(values))
 
 
 def _reach(operation: Convolution | Linear, input: Planes) -> tuple[int, int]:
