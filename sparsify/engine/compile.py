@@ -64,7 +64,11 @@ class _Lowering:
         for name in stage.reads:
             self.bring(name, layouts.get(name))
         read = zip(stage.reads, inputs, strict=True)
-        around = tuple(place for name, place in read if place[1] and reads_around(operation, name, self._shapes))
+        around = tuple(
+            place
+            for name, place in read
+            if place[1] is not None and reads_around(operation, name, place[1].lanes, self._shapes)
+        )
         name = getattr(operation, "name", "")
         self.steps.append(Step(type(operation).__name__, name, stage, inputs, outputs, around))
         self._there.update((name, [layout]) for name, layout in outputs)
@@ -119,7 +123,7 @@ def _compile(
     """`operations` are those of the program; the list is emptied."""
     context = Context(
         program.values,
-        assign_layouts(replace(program, operations=tuple(operations)), target, tuning),
+        assign_layouts(replace(program, operations=tuple(operations)), target, tuning, threads),
         target,
         threads,
         tuning,

@@ -1,6 +1,7 @@
 """How a value [n, c, h, w] lies in its buffer when kernels that slide over planes read or write it.
 
     buffer[channel][phase][block of images][row][column]          a vector is a run of positions
+    buffer[band][channel][row of the band][column]                the same, one image
     buffer[block of images][row][column][channel][lane]           a vector is a position of `lanes` images
 
 Planes have borders that always hold `fill`, so that a tap outside the image is an ordinary load: a constant
@@ -11,6 +12,10 @@ offset per (channel, tap), the same everywhere in the plane. Neighbouring rows s
 what one position needs of all channels lies together. Otherwise lanes is 1, a vector is as many positions of
 the flattened planes as fit, and a convolution of stride s reads planes that are split by phase
 (row % s, column % s), so that its taps too are constant offsets.
+
+Threads that share one image take a band of its rows each. Planes that are read without a border can lie in such
+bands, each with all of its channels. What a thread reads and writes is then all its own, no cache's prefetcher runs
+from it into what another thread writes, and it lies on half the pages.
 """
 
 from __future__ import annotations
@@ -43,6 +48,7 @@ class Planes:
     phases: tuple[int, int] = (1, 1)  # vertical and horizontal
     fill: float = 0.0
     kept: tuple[int, int] | None = None  # phases that are there at all, the first ones (None: all)
+    band_height: int | None = None  # rows of each band, the last one may have fewer (None: one band of all)
 
     @property
     def split(self) -> tuple[int, int]:
@@ -74,9 +80,29 @@ class Planes:
         return (lines | 1) * LINE
 
     @property
+    def band(self) -> int:
+        """Floats from one band of rows to the next."""
+        return self.phase if self.lanes > 1 else self.channels * self.channel
+
+    @property
+    def band_rows(self) -> int:
+        """Rows of each band."""
+        return self.band_height or max(self.height, 1)
+
+    @property
+    def bands(self) -> int:
+        """How many there are."""
+        return -(-self.height // self.band_rows)
+
+    @property
     def size(self) -> int:
         """Floats of the whole buffer."""
-        return self.phase if self.lanes > 1 else self.channels * self.channel
+        return self.bands * self.band
+
+    def row(self, number: int) -> int:
+        """Floats from the buffer's begin to a row of its first channel, image and phase."""
+        band, row = divmod(number, self.band_rows)
+        return (self.lead + row * self.pitch) * self.step + band * self.band
 
     @property
     def vectors(self) -> bool:
@@ -103,6 +129,8 @@ class Planes:
         down, right = self.phases
         row, column = self.elements
         vertical = (row % down) * self.split[1] * self.phase + (row // down) * self.pitch * self.step
+        if self.bands > 1:
+            vertical = row // self.band_rows * self.band + row % self.band_rows * self.pitch
         horizontal = (column % right) * self.phase + (column // right) * self.step
         spatial = self.lead * self.step + vertical[:, None] + horizontal[None, :]
         return image[:, None, None, None] + channel[None, :, None, None] + spatial

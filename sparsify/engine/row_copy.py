@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from llvmlite import ir
 
-from sparsify.engine.ir import F32, I32, Body, Module
+from sparsify.engine.ir import F32, I32, I64, Body, Module
 
 STEPS = (1, 2, 0)  # columns from one element of a phase to the next; 0: any number, one element at a time
 _TILE = 8192  # elements that make a tile worth its claim
@@ -31,8 +31,9 @@ def cut(
 ) -> tuple[np.ndarray, int]:
     """The parameters of the functions that `emit` adds, and the tiles.
 
-    source, target: floats from one channel, image and row to the next, and before the first element. phases:
-    vertical and horizontal ones, and how many of both are kept; `apart` floats from one to the next.
+    source, target: floats from one channel and image to the next, of the target also from one row to the next, and
+    before the first one. phases: vertical and horizontal ones, and how many of both are kept; `apart` floats from one
+    to the next.
     """
     n, c, h, w = shape
     rows = -(-h // phases[0])  # of a phase
@@ -46,16 +47,18 @@ def cut(
 
 
 def emit(module: Module, prefix: str) -> None:
-    """Add `void <prefix>_<step>(buffers, constants, tile)`: some channels of a band of rows."""
+    """Add `void <prefix>_<step>(buffers, constants, tile)`: some channels of a band of rows. The constants are those
+    of `cut`, what lies between rows, and where each row of the source begins: int64 [h]."""
     for step in STEPS:
         body = Body(module, function(prefix, step))
         b = body.builder
         buffers, constants, tile = body.arguments
         fill = body.splat(body.load(body.pointer(constants, 1), 0, F32))
-        numbers = body.numbers(body.pointer(constants, 0), 21)
+        begins = body.pointer(constants, 2)
+        numbers = body.numbers(body.pointer(constants, 0), 19)
         channels, height, width, images, together, groups, rows, band = numbers[:8]
-        s_channel, s_plane, s_pitch, s_lead, t_channel, t_plane, t_pitch, t_lead = numbers[8:16]
-        down, right, kept_down, kept_right, phase = numbers[16:]
+        s_channel, s_plane, t_channel, t_plane, t_pitch, t_lead = numbers[8:14]
+        down, right, kept_down, kept_right, phase = numbers[14:]
         first = b.mul(b.urem(tile, groups), together)
         last = body.smaller(channels, b.add(first, together))
         top = b.mul(b.udiv(tile, groups), band)
@@ -65,8 +68,8 @@ def emit(module: Module, prefix: str) -> None:
             for copy in _COLUMNS[step](body, row):
                 with body.loop(first, last) as channel:
                     sides = []
-                    for i, side in enumerate(((s_lead, s_plane, s_channel), (t_lead, t_plane, t_channel))):
-                        start = b.add(side[0], b.add(b.mul(image.index, side[1]), b.mul(channel.index, side[2])))
+                    for i, (plane, each) in enumerate(((s_plane, s_channel), (t_plane, t_channel))):
+                        start = b.add(b.mul(image.index, plane), b.mul(channel.index, each))
                         sides.append(body.at(body.pointer(buffers, i), start, F32))
                     with body.loop(0, kept_down) as vertical:
                         ending = b.sdiv(b.sub(b.add(height, b.sub(down, body.const(1))), vertical.index), down)
@@ -74,8 +77,8 @@ def emit(module: Module, prefix: str) -> None:
                         with body.loop(top, body.smaller(bottom, ending)) as line:
                             above = b.add(b.mul(line.index, down), vertical.index)
                             copy(
-                                body.at(sides[0], b.mul(above, s_pitch), F32),
-                                body.at(sides[1], b.add(b.mul(line.index, t_pitch), below), F32),
+                                body.at(sides[0], body.load(begins, above, I64, align=8), F32),
+                                body.at(sides[1], b.add(b.mul(line.index, t_pitch), b.add(below, t_lead)), F32),
                             )
         body.done()
 

@@ -8,6 +8,7 @@ Pool are cases of it. `positions` lists the vectors of p, `entries` the non-zero
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -47,7 +48,7 @@ def has_few_taps(operation: Operation) -> bool:
         possible = operation.groups == len(operation.weight) and operation.weight.shape[1] == 1
         possible = possible and operation.epilogue.residual is None
     strides = operation.stride in ((1, 1), (2, 2)) and operation.dilation == (1, 1)
-    return possible and strides and _kernel(operation) == (3, 3)
+    return possible and strides and _kernel(operation) == (3, 3) and max(operation.padding) <= 1
 
 
 def is_zero_outside(window: Window) -> bool:
@@ -88,10 +89,10 @@ def reach(window: Window, input: Shape, output: Shape, split: bool) -> Reach:
     return Reach(top, left, bottom, right)
 
 
-def reads_around(operation: Operation, name: str, shapes: Mapping[str, Shape]) -> bool:
+def reads_around(operation: Operation, name: str, lanes: int, shapes: Mapping[str, Shape]) -> bool:
     """Whether what lies around the images of an operand matters to the result. Vectors of positions go beyond a row
     everywhere, but what comes of that is not stored."""
-    if isinstance(operation, Linear):
+    if isinstance(operation, Linear) or (lanes == 1 and has_few_taps(operation)):
         return False
     if not isinstance(operation, Window):
         return True
@@ -105,7 +106,7 @@ def view(window: Window, input: Shape, output: Planes, width: int, fill: float =
     edge = reach(window, input, (n, c, output.height, output.width), split)
     before, after = edge.top, edge.bottom
     if split:
-        pitch, plane = output.pitch, output.plane
+        pitch, plane = output.pitch, output.plane if output.bands == 1 else output.height * output.pitch
         phases = (window.stride[0], window.stride[1])
         kept = (_phases(window, 0), _phases(window, 1))
     else:
@@ -160,6 +161,11 @@ class Positions:
     useful: int  # output positions that the vectors cover, lanes without an image not counted
 
 
+def rows_together(input: Planes, output: Planes) -> int:
+    """Rows that vectors of positions may run through: those of a band, of both planes."""
+    return math.gcd(*(planes.band_rows for planes in (input, output) if planes.bands > 1)) or output.height
+
+
 def positions(input: Planes, output: Planes, stride: tuple[int, int], width: int) -> Positions:
     """The vectors in which an operator goes over `output`."""
     useful = output.images * output.height * output.width
@@ -172,15 +178,18 @@ def positions(input: Planes, output: Planes, stride: tuple[int, int], width: int
         full = np.full(there.size, (1 << width) - 1)
         columns = [here.ravel() * input.step * 4, there.ravel() * output.step * 4, full, full * 0]
         return Positions(_table(columns), useful)
-    wanted = np.zeros(output.phase, bool)
-    wanted[replace(output, channels=1).index().ravel()] = True
-    start = output.lead // width * width
-    usable = wanted[start : start + up(len(wanted) - start, width)]
-    usable = np.pad(usable, (0, -len(usable) % width)).reshape(-1, width)
-    kept = usable.any(axis=1)
-    there = start + np.flatnonzero(kept) * width
-    masks = (usable[kept].astype(np.int64) << np.arange(width)).sum(axis=1)
-    return Positions(_table([(there + input.lead - output.lead) * 4, there * 4, masks, masks * 0]), useful)
+    parts, rows = [], rows_together(input, output)
+    for first in range(0, output.height, rows):
+        band = replace(output, channels=1, height=min(rows, output.height - first), band_height=None)
+        wanted = np.zeros(band.phase, bool)
+        wanted[band.index().ravel()] = True
+        usable = wanted[band.lead :]
+        usable = np.pad(usable, (0, -len(usable) % width)).reshape(-1, width)
+        kept = usable.any(axis=1)
+        further = np.flatnonzero(kept) * width
+        masks = (usable[kept].astype(np.int64) << np.arange(width)).sum(axis=1)
+        parts.append([(input.row(first) + further) * 4, (output.row(first) + further) * 4, masks, masks * 0])
+    return Positions(_table([np.concatenate(columns) for columns in zip(*parts, strict=True)]), useful)
 
 
 def _table(columns: Sequence[np.ndarray]) -> np.ndarray:

@@ -12,7 +12,8 @@ from sparsify.engine import nonzeros, segments
 from sparsify.engine.compile import compile_program
 from sparsify.engine.kernels import straight
 from sparsify.engine.library import kernel_files
-from sparsify.engine.program import Elementwise, LayerNorm, Pool, Rearrange, Recurrent, Reduce
+from sparsify.engine.plan import assign_layouts
+from sparsify.engine.program import Elementwise, Epilogue, LayerNorm, Pool, Rearrange, Recurrent, Reduce
 from sparsify.engine.tuning import Tuning
 from tests.engine.cases import check, convolution, levels, linear, program, target
 
@@ -89,7 +90,8 @@ CASES = [
     ("depthwise_rows_wide", convolution(RNG, groups=8, density=1.0, size=(9, 117), high=1.0), {"rows"}),
     ("depthwise_rows_stride", convolution(RNG, groups=8, density=1.0, stride=(2, 2), size=(12, 70)), {"rows"}),
     ("depthwise_rows_below", convolution(RNG, groups=8, stride=(2, 2), padding=(0, 0, 1, 1), size=(8, 9)), {"rows"}),
-    ("pitches", convolution(RNG, c=1, o=1, size=(2, 1), padding=(3, 0, 3, 2), density=1.0), {"channels", "rows"}),
+    ("depthwise_rows_uneven", convolution(RNG, n=2, groups=8, padding=(0, 1, 1, 0), size=(6, 33)), {"rows"}),
+    ("pitches", convolution(RNG, c=1, o=1, size=(2, 1), padding=(3, 0, 3, 2), density=1.0), {"channels", "taps"}),
     ("row", convolution(RNG, size=(1, 40), kernel=(1, 5), padding=(0, 2, 0, 2)), ALL),
     ("images_in_lanes", convolution(RNG, n=16, c=6, o=30), ALL),
     ("blocks_share_a_function", convolution(RNG, n=16, c=4, o=100, residual=True, low=0.0), ALL),
@@ -209,6 +211,56 @@ def test_any_depthwise(n, c, size, kernel, stride, padding, level, residual):
                        density=1.0, residual=residual, low=0.0)  # fmt: skip
     if case is not None:
         check(case, level)
+
+
+LAYERS = {  # kernel, stride, groups of one channel, residual
+    "pointwise": ((1, 1), (1, 1), False, False),
+    "residual": ((1, 1), (1, 1), False, True),
+    "window": ((3, 3), (1, 1), False, False),
+    "window_residual": ((3, 3), (1, 1), False, True),
+    "strided": ((1, 1), (2, 2), False, False),
+    "depthwise": ((3, 3), (1, 1), True, False),
+    "depthwise_strided": ((3, 3), (2, 2), True, False),
+}
+
+
+def chain(kinds, size, channels):
+    """Layers one after the other; a residual is the value before the layer's input, where it has the same shape."""
+    layers, shapes, last = [], {"v0": (1, channels, *size)}, 0
+    for number, kind in enumerate(kinds, 1):
+        kernel, stride, alone, residual = LAYERS[kind]
+        edge = kernel[0] // 2
+        one = convolution(RNG, c=channels, o=channels, size=shapes[f"v{last}"][2:], kernel=kernel, stride=stride,
+                          padding=(edge,) * 4, groups=channels if alone else 1, density=0.3)  # fmt: skip
+        shapes[f"v{number}"] = one.values["y"].shape
+        before = f"v{last - 1}" if residual and last and shapes[f"v{last - 1}"] == one.values["y"].shape else None
+        epilogue = Epilogue(before, 0.0)
+        layers.append(replace(one.operations[0], input=f"v{last}", output=f"v{number}", epilogue=epilogue))
+        last = number
+    return program(layers, shapes, [f"v{last}"])
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    kinds=st.lists(st.sampled_from(list(LAYERS)), min_size=2, max_size=5),
+    size=st.tuples(st.integers(14, 40), st.integers(8, 40)),
+    channels=st.integers(2, 20),
+    threads=st.integers(1, 3),
+    level=st.sampled_from(levels()),
+    kernel=st.sampled_from(["", "straight", "loop", "compact", "dense"]),
+)
+def test_any_layers_in_bands(kinds, size, channels, threads, level, kernel):
+    case = chain(kinds, size, channels)
+    check(case, level, threads, prefer=kernel, tuning=Tuning(dense_above=2.0, pages=1))
+
+
+def test_layers_in_bands_have_bands():
+    def banded(kinds):
+        layouts = assign_layouts(chain(kinds, (28, 28), 16), target("generic"), Tuning(pages=1), 2)
+        return {name for name, planes in layouts.items() if planes.bands > 1}
+
+    assert banded(["pointwise", "pointwise", "residual", "strided"]) == {"v1", "v2", "v3"}
+    assert banded(["pointwise", "depthwise", "pointwise", "window", "pointwise"]) == {"v2", "v4"}
 
 
 @settings(max_examples=150, deadline=None)

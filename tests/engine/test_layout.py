@@ -1,6 +1,7 @@
 """Layouts, and the copies between them."""
 
 import ctypes
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -31,12 +32,16 @@ def layouts(draw, shape, splittable):
     lead = draw(st.integers(0, 20))
     tail = draw(st.integers(0, 5)) + (LINE if lanes == 1 else 0)
     fill = draw(st.sampled_from([0.0, -np.inf]))
+    if n == lanes == 1 and not splittable and draw(st.booleans()):
+        band = draw(st.integers(1, h))
+        return Planes(n, c, h, w, lanes, pitch, band * pitch, 0, 0, fill=fill, band_height=band)
     return Planes(n, c, h, w, lanes, pitch, plane, up(lead, LINE) if lanes == 1 else lead, tail, phases, fill, kept)
 
 
 @st.composite
 def copies(draw):
-    shape = draw(st.tuples(st.integers(1, 20), st.integers(1, 4), st.integers(1, 9), st.integers(1, 40)))
+    images = st.sampled_from([1, *range(1, 21)])
+    shape = draw(st.tuples(images, st.integers(1, 4), st.integers(1, 9), st.integers(1, 40)))
     if draw(st.booleans()):
         shape = (*shape[:2], 1, 1)
     before = draw(st.none() | layouts(shape, splittable=False))
@@ -73,10 +78,10 @@ def test_copy_is_what_the_definition_says(case, level):
 
 @pytest.mark.parametrize("size", [14, 112, 28])
 def test_halves_of_an_image_share_a_line_only_to_save_vectors(size):
-    value = {name: Value(name, (1, 1, size, size)) for name in "xy"}
-    layer = Convolution("x", "y", np.ones((1, 1, 3, 3), np.float32), np.zeros(1, np.float32), padding=(1, 1, 1, 1))
+    value = {name: Value(name, (1, 2, size, size)) for name in "xy"}
+    layer = Convolution("x", "y", np.ones((2, 2, 3, 3), np.float32), np.zeros(2, np.float32), padding=(1, 1, 1, 1))
     program = Program((value["x"],), ("y",), (layer,), value)
-    input = assign_layouts(program, target("generic"), Tuning())["x"]
+    input = assign_layouts(program, target("generic"), Tuning(), 2)["x"]
     least = up(size * (size + 1), LINE)  # with one position between rows
     apart = size // 2 * input.pitch % LINE == 0
     assert apart == (size != 28)
@@ -91,3 +96,29 @@ def test_channels_do_not_fall_into_the_same_sets():
 @pytest.mark.parametrize("count", [1, 1000])
 def test_aligned(count):
     assert aligned(count).ctypes.data % 64 == 0
+
+
+def test_positions_of_an_image_in_bands_are_all_there_once():
+    planes = Planes(1, 3, 10, 5, 1, 6, 4 * 6, 0, 0, band_height=4)
+    places = planes.index()
+    assert len(np.unique(places)) == places.size and places.max() < planes.size
+    assert planes.bands == 3
+    np.testing.assert_array_equal(places[0, 0, :, 0], [planes.row(number) for number in range(10)])
+    halves = [places[0, :, rows] for rows in (slice(0, 4), slice(4, 8), slice(8, 10))]
+    assert all(before.max() < after.min() for before, after in pairwise(halves))
+
+
+def test_many_channels_lie_in_bands_where_nothing_looks_around():
+    def layouts(channels, kernel):
+        shape = (1, channels, 28, 28)
+        weight = np.eye(channels, dtype=np.float32)[:, :, None, None] * np.ones((1, 1, *kernel), np.float32)
+        first = Convolution("x", "a", weight[:, :, :1, :1], np.zeros(channels, np.float32))
+        edge = kernel[0] // 2
+        second = Convolution("a", "y", weight, np.zeros(channels, np.float32), padding=(edge,) * 4)
+        program = Program((Value("x", shape),), ("y",), (first, second), {name: Value(name, shape) for name in "xay"})
+        return assign_layouts(program, target("generic"), Tuning(), 2)
+
+    assert {name for name, planes in layouts(256, (1, 1)).items() if planes.bands > 1} == {"a"}
+    assert layouts(256, (1, 1))["a"].band_rows * layouts(256, (1, 1))["a"].pitch % LINE == 0
+    assert {planes.bands for planes in layouts(256, (3, 3)).values()} == {1}
+    assert {planes.bands for planes in layouts(16, (1, 1)).values()} == {1}

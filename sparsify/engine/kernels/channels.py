@@ -48,7 +48,7 @@ def propose(operation: Operation, context: Context) -> Proposal | None:
     if not isinstance(operation, Convolution | Linear) or operation.weight.size == 0:
         return None
     base, output = context.layouts[operation.input], context.layouts[operation.output]
-    if base is None or output is None or base.lanes > 1 or output.lanes > 1:
+    if base is None or output is None or max(base.lanes, output.lanes, base.bands, output.bands) > 1:
         return None
     if isinstance(operation, Convolution) and operation.stride != (1, 1) and operation.stride[1] not in STEPS:
         return None

@@ -32,12 +32,14 @@ def copy_stage(value: str, shape: Shape, before: Layout, after: Layout) -> Stage
     source, target = before or _Contiguous(n, c, h, w), after or _Contiguous(n, c, h, w)
     if source.lanes == target.lanes == 1 and h * w > 1:
         assert source.phases == (1, 1)
-        here, there = ((side.channel, side.plane, side.pitch, side.lead) for side in (source, target))
+        here, there = (source.channel, source.plane), (target.channel, target.plane, target.pitch, target.row(0))
+        assert target.bands == 1
+        rows = np.array([source.row(number) for number in range(h)], np.int64)
         numbers, tiles = row_copy.cut(images, here, there, (*target.phases, *target.split), target.phase)
         function = row_copy.function(ROWS, target.phases[1])
         fill = np.array([0.0 if after is None else after.fill], np.float32)
         fills = row_copy.fills(target.phases[1])
-        return Stage("copy", function, (value,), (value,), tiles, (numbers, fill), fills=fills, why="layout")
+        return Stage("copy", function, (value,), (value,), tiles, (numbers, fill, rows), fills=fills, why="layout")
     tiles = c * _row_groups(n * c * h * w, c, h)
     numbers = np.array([c, h, w, n, tiles // c, *_images(source, target)], np.int64)
     return Stage("copy", IMAGES, (value,), (value,), tiles, (numbers,), why="layout")
@@ -75,6 +77,11 @@ class _Contiguous:
         self.channel, self.plane, self.pitch = h * w, c * h * w, w
         self.lanes, self.step, self.lead, self.phase = 1, 1, 0, 0
         self.phases = self.split = (1, 1)
+        self.bands = 1
+
+    def row(self, number: int) -> int:
+        """Floats from the begin to a row of the first channel and image."""
+        return number * self.pitch
 
 
 def _row_groups(elements: int, channels: int, rows: int) -> int:

@@ -2,12 +2,13 @@
 
 Some vectors of a row are in work at a time. Each row of the input is loaded once and goes into all output rows
 that it is part of, whose sums so far stay in registers. With a stride of 2 the columns are sorted into even and
-odd in registers, so that the planes need not be split by phase.
+odd in registers, so that the planes need not be split by phase. What lies around an image is taken as zeros without
+being looked at, so that its plane needs no border.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,22 +43,27 @@ def propose(operation: Operation, context: Context) -> Stage | None:
         weights = np.concatenate([np.asarray(operation.weight).reshape(channels, -1), operation.bias[:, None]], axis=1)
     else:
         epilogue, weights = Epilogue(), np.zeros((channels, _TAPS**2 + 1), np.float32)
-    starts = [int(layout.index()[0, 0, 0, 0]) for layout in (input, output)]
-    top, left = operation.padding[:2]
     vectors = -(-output.width // context.target.width)
-    # In bands where there are enough rows: the kernels before and after share positions among threads, too.
+    # In bands where there are enough rows: the kernels before and after share positions among threads, too. They are
+    # those of the output's planes, or parts of them.
     bands = max(1, min(output.height // _BAND, context.threads * context.tuning.tiles_per_thread // 2))
-    band = -(-output.height // bands)
-    bands = -(-output.height // band)
+    rows = -(-output.height // bands)
+    if output.bands > 1:
+        parts = [part for part in range(output.band_rows, 0, -1) if output.band_rows % part == 0]
+        rows = min(parts, key=lambda part: abs(part - rows))
+    bands = -(-output.height // rows)
     together = -(-channels * bands // (context.threads * context.tuning.tiles_per_thread))
     groups = -(-channels // together)
+    above, left = operation.padding[:2]
     numbers = [
-        channels, together, groups, band, output.images, output.height, output.width,
-        starts[0] - top * input.pitch - left, input.channel, input.plane, input.pitch,
-        starts[1], output.channel, output.plane, output.pitch,
+        channels, together, groups, rows, output.images, output.height, output.width,
+        input.height, input.width, above, left, input.row(0), input.channel, input.plane, input.pitch,
+        output.row(0), output.channel, output.plane, output.pitch, output.band_rows,
+        output.band - output.band_rows * output.pitch,
     ]  # fmt: skip
     limits = np.array([epilogue.low, epilogue.high], np.float32)
-    constants = (np.array(numbers, np.int64), weights.astype(np.float32), limits)
+    outside = np.zeros(4 * context.target.width, np.float32)
+    constants = (np.array(numbers, np.int64), weights.astype(np.float32), limits, outside)
     operations = _TAPS**2 * channels * output.images * output.height
     return Stage(
         kernel="rows",
@@ -87,6 +93,7 @@ class _Unit:
     input: ir.Value
     output: ir.Value
     mask: ir.Value
+    inside: Mapping[int, ir.Value]  # lanes of a tap that lie in the image, where there may be others
 
 
 class _Rows:
@@ -94,12 +101,15 @@ class _Rows:
 
     def __init__(self, body: Body, stride: int, largest: bool) -> None:
         self.body, self.stride, self.largest = body, stride, largest
+        self.ahead = (_TAPS - 1) // stride  # outputs that are begun before their last row is there
         self.buffers, constants, self.tile = body.arguments
-        parameters, self.weights, limits = (body.pointer(constants, i) for i in range(3))
+        parameters, self.weights, limits, self.zeros = (body.pointer(constants, i) for i in range(4))
         self.low, self.high = (body.splat(body.load(limits, i, F32)) for i in (0, 1))
-        numbers = body.numbers(parameters, 15)
+        numbers = body.numbers(parameters, 21)
         self.channels, self.together, self.groups, self.band, self.images, self.height, self.width = numbers[:7]
-        self.sides = (numbers[7:11], numbers[11:15])  # start, channel, plane and pitch of input and output
+        self.rows, self.columns, self.above, self.left = numbers[7:11]  # of the input, and its padding
+        self.sides = (numbers[11:15], numbers[15:19])  # start, channel, plane and pitch of input and output
+        self.whole, self.gap = numbers[19:]  # rows of the output's bands, and what lies between two of them
 
     def emit(self) -> None:
         """Two channels at a time where a row is one vector, else as many vectors as registers allow."""
@@ -107,13 +117,17 @@ class _Rows:
         first = b.mul(b.urem(self.tile, self.groups), self.together)
         self.top = b.mul(b.udiv(self.tile, self.groups), self.band)
         self.bottom = body.smaller(self.height, b.add(self.top, self.band))
+        skipped = b.mul(b.udiv(self.top, self.whole), self.gap)
+        self.starts = (self.sides[0][0], b.add(self.sides[1][0], skipped))
         last = body.smaller(self.channels, b.add(first, self.together))
         narrow = b.icmp_signed("<=", self.width, body.const(lanes))
         pairs = b.select(narrow, b.add(first, b.and_(b.sub(last, first), body.const(-2))), first)
         zero = body.const(0)
         with body.loop(0, self.images) as image:
             with body.loop(first, pairs, 2) as pair:
-                self._go([self._unit(image.index, b.add(pair.index, body.const(i)), zero) for i in (0, 1)])
+                self._go(
+                    [self._unit(image.index, b.add(pair.index, body.const(i)), zero, {0, _TAPS - 1}) for i in (0, 1)]
+                )
             with body.loop(pairs, last) as channel:
                 done: ir.Value = zero
                 for together in (4, 2, 1) if self.stride == 1 else (2, 1):
@@ -122,21 +136,35 @@ class _Rows:
                     stop = b.add(done, b.mul(whole, body.const(lanes)))
                     with body.loop(done, stop, together * lanes) as turn:
                         columns = [b.add(turn.index, body.const(i * lanes)) for i in range(together)]
-                        self._go([self._unit(image.index, channel.index, column) for column in columns])
+                        ends = [{0} if i == 0 else set() for i in range(together)]
+                        ends[-1].add(_TAPS - 1)
+                        places = zip(columns, ends, strict=True)
+                        self._go([self._unit(image.index, channel.index, *place) for place in places])
                     done = stop
         body.done()
 
-    def _unit(self, image: ir.Value, channel: ir.Value, column: ir.Value) -> _Unit:
+    def _unit(self, image: ir.Value, channel: ir.Value, column: ir.Value, edges: set[int]) -> _Unit:
+        """The vector that begins at an output column; `edges`: taps that may lie outside the image."""
         body, b = self.body, self.body.builder
         places = []
-        for i, (start, by_channel, by_image, _) in enumerate(self.sides):
-            place = b.add(start, b.add(b.mul(channel, by_channel), b.mul(image, by_image)))
-            further = b.mul(column, body.const(self.stride)) if i == 0 else column
+        for i, (_, by_channel, by_image, _) in enumerate(self.sides):
+            place = b.add(self.starts[i], b.add(b.mul(channel, by_channel), b.mul(image, by_image)))
+            further = b.sub(b.mul(column, body.const(self.stride)), self.left) if i == 0 else column
             places.append(body.at(body.pointer(self.buffers, i), b.add(place, further), F32))
         count = _TAPS**2 + 1
         mine = body.at(self.weights, b.mul(channel, body.const(count)), F32)
         weights = [] if self.largest else [body.splat(body.load(mine, i, F32)) for i in range(count)]
-        return _Unit(weights, places[0], places[1], body.first_lanes(b.sub(self.width, column)))
+        mask = body.first_lanes(b.sub(self.width, column))
+        return _Unit(weights, places[0], places[1], mask, {tap: self._inside(tap, column) for tap in edges})
+
+    def _inside(self, tap: int, column: ir.Value) -> ir.Value:
+        """The lanes in which the first or the last tap lies in the image, for the vector that begins at a column."""
+        body, b = self.body, self.body.builder
+        first = b.sub(b.mul(column, body.const(self.stride)), self.left)
+        if tap == 0:  # all but the first lane, and that too where nothing is to its left
+            return body.lanes(b.select(b.icmp_signed("<", first, body.const(0)), body.const(-2), body.const(-1)))
+        there = b.sub(self.columns, b.add(first, body.const(tap)))
+        return body.first_lanes(b.ashr(b.add(there, body.const(self.stride - 1)), body.const(self.stride - 1)))
 
     def _go(self, units: list[_Unit]) -> None:
         """All rows of some units. Carried from one output row to the next: for each unit the sums of the
@@ -145,48 +173,62 @@ class _Rows:
         begun: list[list[ir.Value]] = [[] for _ in units]
         for unit, sums in zip(units, begun, strict=True):
             for row in range(known):
-                self._take(unit, sums, row, b.add(b.mul(self.top, body.const(self.stride)), body.const(row)))
-        with body.loop(self.top, self.bottom, 1, [total for sums in begun for total in sums]) as turn:
-            above = b.mul(turn.index, body.const(self.stride))
-            following, left = [], turn.state
-            for unit, sums in zip(units, begun, strict=True):
-                mine, left = left[: len(sums)], left[len(sums) :]
-                for row in range(known, _TAPS):
-                    self._take(unit, mine, row, b.add(above, body.const(row)))
-                self._store(unit, turn.index, mine[0])
-                following += mine[1:]
-            turn.following = following
+                self._take(unit, sums, self.top, row, may_be_outside=row == 0)
+        last = b.sub(self.bottom, body.const(1))
+        with body.loop(self.top, last, 1, [total for sums in begun for total in sums]) as turn:
+            turn.following = self._finish(units, turn.index, turn.state)
+        self._finish(units, last, turn.state, is_last=True)
 
-    def _take(self, unit: _Unit, sums: list[ir.Value], place: int, row: ir.Value) -> None:
-        """Bring an input row into all outputs that it is part of; `place` is where it lies in the first one's
-        window."""
-        body, columns = self.body, self._columns(unit, row)
-        for number in range(place // self.stride + 1):
-            tap = (place - number * self.stride) * _TAPS
-            if number == len(sums):
+    def _finish(
+        self, units: list[_Unit], number: ir.Value, state: list[ir.Value], is_last: bool = False
+    ) -> list[ir.Value]:
+        """Store an output row; returns the sums that remain."""
+        following = []
+        for unit in units:
+            mine, state = state[: self.ahead], state[self.ahead :]
+            for row in range(_TAPS - self.stride, _TAPS):
+                self._take(unit, mine, number, row, may_be_outside=is_last and row == _TAPS - 1)
+            self._store(unit, number, mine[0])
+            following += mine[1:]
+        return following
+
+    def _take(self, unit: _Unit, sums: list[ir.Value], number: ir.Value, place: int, may_be_outside: bool) -> None:
+        """Bring an input row into all outputs that it is part of; `place` is where it lies in the window of the
+        output row of that number, the first one."""
+        body, columns = self.body, self._columns(unit, self._row(unit, number, place, may_be_outside))
+        for further in range(place // self.stride + 1):
+            tap = (place - further * self.stride) * _TAPS
+            if further == len(sums):
                 sums.append(columns[0] if self.largest else unit.weights[-1])
             for i, x in enumerate(columns):
-                total = sums[number]
-                sums[number] = body.maximum(x, total) if self.largest else body.fma(unit.weights[tap + i], x, total)
+                total = sums[further]
+                sums[further] = body.maximum(x, total) if self.largest else body.fma(unit.weights[tap + i], x, total)
 
-    def _columns(self, unit: _Unit, row: ir.Value) -> list[ir.Value]:
-        """A row's vectors for the three taps."""
+    def _row(self, unit: _Unit, number: ir.Value, place: int, may_be_outside: bool) -> ir.Value:
+        """Where an input row begins, which `may_be_outside` of the image."""
+        body, b = self.body, self.body.builder
+        row = b.sub(b.add(b.mul(number, body.const(self.stride)), body.const(place)), self.above)
+        there = body.at(unit.input, b.mul(row, self.sides[0][3]), F32)
+        return b.select(b.icmp_unsigned("<", row, self.rows), there, self.zeros) if may_be_outside else there
+
+    def _columns(self, unit: _Unit, start: ir.Value) -> list[ir.Value]:
+        """An input row's vectors for the three taps."""
         body, b, module = self.body, self.body.builder, self.body.module
-        start = b.mul(row, self.sides[0][3])
 
         def load(further: int) -> ir.Value:
-            place = body.at(unit.input, b.add(start, body.const(further)), F32)
-            return b.load(place, typ=module.vector, align=4)
+            return b.load(body.at(start, further, F32), typ=module.vector, align=4)
 
         if self.stride == 1:
-            return [load(tap) for tap in range(_TAPS)]
-        pairs = [(load(further), load(further + module.width)) for further in (0, 2)]
-        kind = ir.VectorType(I32, module.width)
-        even, odd = (ir.Constant(kind, [2 * i + first for i in range(module.width)]) for first in (0, 1))
-        return [b.shuffle_vector(*pairs[pair], order) for pair, order in ((0, even), (0, odd), (1, even))]
+            taps = [load(tap) for tap in range(_TAPS)]
+        else:
+            pairs = [(load(further), load(further + module.width)) for further in (0, 2)]
+            kind = ir.VectorType(I32, module.width)
+            even, odd = (ir.Constant(kind, [2 * i + first for i in range(module.width)]) for first in (0, 1))
+            taps = [b.shuffle_vector(*pairs[pair], order) for pair, order in ((0, even), (0, odd), (1, even))]
+        return [b.select(unit.inside[i], x, body.zeros()) if i in unit.inside else x for i, x in enumerate(taps)]
 
-    def _store(self, unit: _Unit, row: ir.Value, total: ir.Value) -> None:
+    def _store(self, unit: _Unit, number: ir.Value, total: ir.Value) -> None:
         body = self.body
         result = body.minimum(self.high, body.maximum(self.low, total))
-        place = body.at(unit.output, body.builder.mul(row, self.sides[1][3]), F32)
+        place = body.at(unit.output, body.builder.mul(number, self.sides[1][3]), F32)
         body.masked_store(result, place, unit.mask)

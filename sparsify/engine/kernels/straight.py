@@ -17,7 +17,7 @@ from sparsify.engine.encode import Encoder, encoder
 from sparsify.engine.ir import I64, Body, Module
 from sparsify.engine.memory import joined
 from sparsify.engine.program import Convolution, Linear, Operation
-from sparsify.engine.sliding import entries
+from sparsify.engine.sliding import entries, rows_together
 from sparsify.engine.stage import Context, Proposal, Stage
 from sparsify.engine.tiles import Blocked, Layer, blocked_stage, cut_rows, panel_length, prepare, shares_positions
 
@@ -77,9 +77,12 @@ def _compile(operation: Convolution | Linear, layer: Layer, encode: Encoder, con
     many = layer.output.lanes == 1 and len(strips[0]) > 1
     ahead = residual or many or layer.output.channels > layer.input.channels
     turns = panel_length(layer, context, len(strips))
-    # Clearing lanes costs nothing where there is a limit, and neighbouring rows share at most two vectors.
+    # Clearing lanes costs nothing where there is a limit, and neighbouring rows share at most two vectors. Another
+    # thread's rows must not begin in the last vector of a band.
     between, limits = layer.output.pitch - layer.output.width, (operation.epilogue.low, operation.epilogue.high)
     fills = layer.output.lanes == 1 and between < encode.width and bool(np.isfinite(limits).any())
+    rows = rows_together(layer.input, layer.output)
+    fills &= rows == layer.output.band_rows or rows * layer.output.pitch % encode.width == 0
     pieces, streams, records, length, floats = [], [], [], 0, 0
     for inner, sorted_by_block in _sorted(operation, layer, strips, bounds, edges):
         start, end = bounds[inner[0]], bounds[inner[-1] + 1]
