@@ -95,7 +95,9 @@ def _train_cell(experiment: Experiment, row: str, column: str, seed: int, given:
     recipe = _recipe(experiment, row, column, [*given.set, f"training.seed={seed}"], folder / _slug(column), seed)
     print(f"{experiment.name}: {row}, {column}, seed {seed}", flush=True)
     began, whole = time.process_time(), not run_folder.is_run(place)
-    if not run_folder.model_file(place).is_file():
+    if run_folder.model_file(place).is_file():
+        run_folder.reopen(place, recipe)  # an error where the run was of another recipe
+    else:
         sparsify.train(recipe, place, data=given.data, resume=not whole, compute=experiment.compute.get((row, column)))
     lines = read_metrics(place)
     line = lines[-1] | {"losses": parts(lines, experiment.parts), "unevenness": unevenness(place)}

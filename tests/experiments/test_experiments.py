@@ -18,10 +18,14 @@ SCRIPTS = Path(__file__).parent.parent.parent / "experiments"
 TINY = ["--set", "training.steps=4", "--set", "training.evaluate_every=1.0", "--set", "topology.delta_t=2"]
 
 
-def call(script: str, folder: Path, *arguments: str) -> str:
+def start(script: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     places = ["--runs", str(folder / "runs"), "--results", str(folder / "results")]
     command = [sys.executable, str(SCRIPTS / f"{script}.py"), *places, *arguments]
-    done = subprocess.run(command, env={**os.environ}, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, env={**os.environ}, capture_output=True, text=True, timeout=300)
+
+
+def call(script: str, folder: Path, *arguments: str) -> str:
+    done = start(script, folder, *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -33,7 +37,8 @@ def test_a_table_fills_itself_and_goes_on(real_data, tmp_path):
     assert first.count("seed 0") == 3
     second = call("mnist", tmp_path, *cells, *TINY, "--seeds", "0,1")
     assert "seed 0" not in second and second.count("seed 1") == 3
-    found = json.loads((tmp_path / "results" / "mnist.json").read_text())["98 % in 10 epochs"]
+    stored = tmp_path / "results" / "mnist.json"
+    found = json.loads(stored.read_text())["98 % in 10 epochs"]
     assert {row: sorted(seeds) for row, seeds in found.items()} == {
         "static": ["0", "1"], "RigL": ["0", "1"], "RigL from static's solution": ["0", "1"],
     }  # fmt: skip
@@ -46,6 +51,9 @@ def test_a_table_fills_itself_and_goes_on(real_data, tmp_path):
         r"Not run\*, 95 % in 50 epochs: all rows. It would take about \d+ minutes of one core a run", section
     )
     assert "RigL is " in page and "*not run*: `python experiments/landscape.py`" in page
+    stored.unlink()
+    other = start("mnist", tmp_path, *cells, *TINY, "--seeds", "0", "--set", "topology.alpha=0.1")
+    assert other.returncode != 0 and "another recipe: topology.alpha is 0.3 there and 0.1 now" in other.stderr
 
 
 def test_a_row_that_computes_with_its_nonzeros_only(real_data, tmp_path):
