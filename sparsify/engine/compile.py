@@ -6,6 +6,7 @@ operations that no kernel knows.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from sparsify.engine.batches import Batches, part_size, resized
 from sparsify.engine.choose import choose
 from sparsify.engine.executable import Executable
 from sparsify.engine.groups import Step, kept
+from sparsify.engine.kernels import tandem
 from sparsify.engine.kernels.copy import copy_stage
 from sparsify.engine.memory import Weights, give_back
 from sparsify.engine.numpy_ops import compute
@@ -54,10 +56,19 @@ class _Lowering:
 
     def add(self, operation: Operation) -> None:
         """The steps of one operation; none for a reshape, but for one that writes an output."""
-        if self._is_name(operation):
-            return
-        chosen = choose(operation, self.context)
-        stage = kept(chosen, self.weights) if chosen is not None else _python(operation, self.program)
+        if not self._is_name(operation):
+            self._put(operation, choose(operation, self.context) or _python(operation, self.program))
+
+    def add_pair(self, first: Operation, second: Operation) -> bool:
+        """One step for two operations, where a kernel does both. `second` alone reads what `first` writes."""
+        chosen = tandem.pair(first, second, self.context)
+        if chosen is not None:
+            self._put(first, chosen, " + ".join(getattr(op, "name", "") or writes(op)[0] for op in (first, second)))
+        return chosen is not None
+
+    def _put(self, operation: Operation, chosen: Stage | PythonStage, title: str | None = None) -> None:
+        """A step, after the copies that it needs."""
+        stage = kept(chosen, self.weights) if isinstance(chosen, Stage) else chosen
         layouts = stage.layouts if isinstance(stage, Stage) else {}
         inputs = tuple((self._same.get(name, name), layouts.get(name)) for name in stage.reads)
         outputs = tuple((name, layouts.get(name)) for name in stage.writes)
@@ -69,8 +80,8 @@ class _Lowering:
             for name, place in read
             if place[1] is not None and reads_around(operation, name, place[1].lanes, self._shapes)
         )
-        name = getattr(operation, "name", "")
-        self.steps.append(Step(type(operation).__name__, name, stage, inputs, outputs, around))
+        title = getattr(operation, "name", "") if title is None else title
+        self.steps.append(Step(type(operation).__name__, title, stage, inputs, outputs, around))
         self._there.update((name, [layout]) for name, layout in outputs)
 
     def _is_name(self, operation: Operation) -> bool:
@@ -132,8 +143,14 @@ def _compile(
     )
     lowering = _Lowering(program, context)
     operations.reverse()
+    once = {name for name, count in Counter(name for op in operations for name in reads(op)).items() if count == 1}
+    once -= set(program.outputs)
     while operations:
-        lowering.add(operations.pop())
+        operation = operations.pop()
+        if operations and once.issuperset(writes(operation)) and lowering.add_pair(operation, operations[-1]):
+            operations.pop()
+        else:
+            lowering.add(operation)
     for name in program.outputs:
         lowering.bring(name, None)
     give_back()

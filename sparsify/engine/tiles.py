@@ -25,6 +25,7 @@ class Layer:
     where: Positions
     nonzeros: int
     density: float
+    panel: int = 0  # vectors of positions in one tile, where that is given
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +73,8 @@ def cut_rows(rows: int, most: int, threads: int, vectors: int) -> np.ndarray:
 def panel_length(layer: Layer, context: Context, blocks: int) -> int:
     """Vectors of positions in one tile: as many as leave their input in the second-level cache, and few
     enough to give each thread its tiles."""
+    if layer.panel:
+        return layer.panel
     vectors, width = len(layer.where.table), context.target.width
     tuning = context.tuning
     fitting = tuning.panel_bytes // (layer.input.channels * width * 4)

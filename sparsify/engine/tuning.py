@@ -18,6 +18,7 @@ class Tuning:
     batch_bytes: int = 8 << 20  # of the values around one operation: larger batches run in parts of this size
     band_bytes: int = 16 << 20  # the same of operations that take turns, a band of rows each
     pages: int = 100  # on which the channels of one position may lie: more of them a core does not find at once
+    tandem_bytes: int = 512 << 10  # of a value between two layers that a core's cache holds beside other things
     border_share: float = 0.3  # of a buffer, in whole cache lines: larger borders are written once, not in every run
     border_bytes: int = 32 << 20  # of buffers whose borders are written once, which keep their memory
     tiles_per_thread: int = 4  # pieces of work a thread and stage, where there is enough of it

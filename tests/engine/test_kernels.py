@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from sparsify.engine import nonzeros, segments
@@ -36,6 +36,33 @@ POSITIVE = [
 ]
 SHAPES_OF_POSITIVE = {"x": (2, 4, 9, 12), "r": (2, 5, 9, 12), "y": (2, 5, 5, 6)}
 POSITIVE[0] = replace(POSITIVE[0], output="r")
+
+
+LAYERS = {  # kernel, stride, groups of one channel, residual
+    "pointwise": ((1, 1), (1, 1), False, False),
+    "residual": ((1, 1), (1, 1), False, True),
+    "window": ((3, 3), (1, 1), False, False),
+    "window_residual": ((3, 3), (1, 1), False, True),
+    "strided": ((1, 1), (2, 2), False, False),
+    "depthwise": ((3, 3), (1, 1), True, False),
+    "depthwise_strided": ((3, 3), (2, 2), True, False),
+}
+
+
+def chain(kinds, size, channels):
+    """Layers one after the other; a residual is the value before the layer's input, where it has the same shape."""
+    layers, shapes, last, rng = [], {"v0": (1, channels, *size)}, 0, np.random.default_rng(0)
+    for number, kind in enumerate(kinds, 1):
+        kernel, stride, alone, residual = LAYERS[kind]
+        edge = kernel[0] // 2
+        one = convolution(rng, c=channels, o=channels, size=shapes[f"v{last}"][2:], kernel=kernel, stride=stride,
+                          padding=(edge,) * 4, groups=channels if alone else 1, density=0.3)  # fmt: skip
+        shapes[f"v{number}"] = one.values["y"].shape
+        before = f"v{last - 1}" if residual and last and shapes[f"v{last - 1}"] == one.values["y"].shape else None
+        epilogue = Epilogue(before, 0.0)
+        layers.append(replace(one.operations[0], input=f"v{last}", output=f"v{number}", epilogue=epilogue))
+        last = number
+    return program(layers, shapes, [f"v{last}"])
 
 
 def between(operation):
@@ -120,6 +147,7 @@ CASES = [
     ("norm_on_planes", between(LayerNorm("a", "b", np.full(40, 2, np.float32), None, 1e-5)), {"across"}),
     ("slice_on_planes", between(Rearrange("view", ("a",), "b", {"steps": HALVES})), {"move"}),
     ("sequences", sequences(), {"recurrent_lanes"}),
+    ("tandem", chain(["pointwise", "depthwise", "pointwise"], (96, 97), 60), {"tandem"}),
     ("reshape", one(Rearrange("reshape", ("x",), "y"), x=(4, 9, 1, 1), y=(4, 9)), {"flat"}),
 ]  # fmt: skip
 PAIRS = [(name, kernel) for name, _, kernels in CASES for kernel in sorted(kernels)]
@@ -128,7 +156,7 @@ PAIRS = [(name, kernel) for name, _, kernels in CASES for kernel in sorted(kerne
 @pytest.mark.parametrize("level", levels())
 @pytest.mark.parametrize(("name", "kernel"), PAIRS, ids=[f"{n}-{k}" for n, k in PAIRS])
 def test_against_oracle(name, kernel, level):
-    if level == "generic" and kernel == "straight":
+    if level == "generic" and kernel in ("straight", "tandem"):
         pytest.skip("needs an encoder for the CPU")
     case = next(case for found, case, _ in CASES if found == name)
     tuning = STRAIGHT if kernel == "straight" else None
@@ -213,36 +241,9 @@ def test_any_depthwise(n, c, size, kernel, stride, padding, level, residual):
         check(case, level)
 
 
-LAYERS = {  # kernel, stride, groups of one channel, residual
-    "pointwise": ((1, 1), (1, 1), False, False),
-    "residual": ((1, 1), (1, 1), False, True),
-    "window": ((3, 3), (1, 1), False, False),
-    "window_residual": ((3, 3), (1, 1), False, True),
-    "strided": ((1, 1), (2, 2), False, False),
-    "depthwise": ((3, 3), (1, 1), True, False),
-    "depthwise_strided": ((3, 3), (2, 2), True, False),
-}
-
-
-def chain(kinds, size, channels):
-    """Layers one after the other; a residual is the value before the layer's input, where it has the same shape."""
-    layers, shapes, last = [], {"v0": (1, channels, *size)}, 0
-    for number, kind in enumerate(kinds, 1):
-        kernel, stride, alone, residual = LAYERS[kind]
-        edge = kernel[0] // 2
-        one = convolution(RNG, c=channels, o=channels, size=shapes[f"v{last}"][2:], kernel=kernel, stride=stride,
-                          padding=(edge,) * 4, groups=channels if alone else 1, density=0.3)  # fmt: skip
-        shapes[f"v{number}"] = one.values["y"].shape
-        before = f"v{last - 1}" if residual and last and shapes[f"v{last - 1}"] == one.values["y"].shape else None
-        epilogue = Epilogue(before, 0.0)
-        layers.append(replace(one.operations[0], input=f"v{last}", output=f"v{number}", epilogue=epilogue))
-        last = number
-    return program(layers, shapes, [f"v{last}"])
-
-
 @settings(max_examples=300, deadline=None)
 @given(
-    kinds=st.lists(st.sampled_from(list(LAYERS)), min_size=2, max_size=5),
+    kinds=st.lists(st.sampled_from([*LAYERS, "pointwise", "depthwise"]), min_size=2, max_size=5),
     size=st.tuples(st.integers(14, 40), st.integers(8, 40)),
     channels=st.integers(2, 20),
     threads=st.integers(1, 3),
@@ -252,6 +253,24 @@ def chain(kinds, size, channels):
 def test_any_layers_in_bands(kinds, size, channels, threads, level, kernel):
     case = chain(kinds, size, channels)
     check(case, level, threads, prefer=kernel, tuning=Tuning(dense_above=2.0, pages=1))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    before=st.sampled_from([[], ["pointwise"], ["window"]]),
+    depthwise=st.sampled_from(["depthwise", "depthwise_strided"]),
+    after=st.lists(st.sampled_from(["pointwise", "residual", "depthwise"]), max_size=3),
+    size=st.tuples(st.integers(20, 60), st.integers(5, 40)),
+    channels=st.integers(1, 12),
+    rows=st.integers(4, 10),
+    threads=st.integers(1, 3),
+    level=st.sampled_from([level for level in levels() if level != "generic"] or ["generic"]),
+)
+def test_any_layers_in_tandem(before, depthwise, after, size, channels, rows, threads, level):
+    case = chain([*before, "pointwise", depthwise, *after], size, channels)
+    tuning = Tuning(dense_above=2.0, pages=1, tandem_bytes=4 * channels * size[1] * rows)
+    report = check(case, level, threads, tuning=tuning)
+    event("in tandem" if any(row.kernel == "tandem" for row in report) else "one by one")
 
 
 def test_layers_in_bands_have_bands():

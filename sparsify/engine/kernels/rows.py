@@ -15,6 +15,7 @@ import numpy as np
 from llvmlite import ir
 
 from sparsify.engine.ir import F32, I32, Body, Module
+from sparsify.engine.layout import Planes
 from sparsify.engine.program import Convolution, Epilogue, Operation, Pool
 from sparsify.engine.sliding import is_by_rows
 from sparsify.engine.stage import Context, Stage
@@ -22,11 +23,6 @@ from sparsify.engine.stage import Context, Stage
 _RATE = 3.5e9  # vector operations a second and thread
 _BAND = 7  # rows that are worth the loading of those around them
 _TAPS = 3
-_NAMES = {
-    (stride, largest): f"sparsify_rows_{'max' if largest else 'sum'}_{stride}"
-    for stride in (1, 2)
-    for largest in (False, True)
-}
 
 
 def propose(operation: Operation, context: Context) -> Stage | None:
@@ -35,8 +31,18 @@ def propose(operation: Operation, context: Context) -> Stage | None:
         return None
     assert isinstance(operation, Convolution | Pool)
     input, output = context.layouts[operation.input], context.layouts[operation.output]
-    if input is None or output is None:
-        return None
+    return None if input is None or output is None else stage(operation, input, output, context)
+
+
+def name(stride: int, largest: bool = False) -> str:
+    """The function for a stride, of sums or of maxima."""
+    return f"sparsify_rows_{'max' if largest else 'sum'}_{stride}"
+
+
+def stage(
+    operation: Convolution | Pool, input: Planes, output: Planes, context: Context, rows: int | None = None
+) -> Stage:
+    """The stage of an operation; a tile takes so many `rows` of all channels, by default some of both."""
     channels, stride = output.channels, operation.stride[0]
     if isinstance(operation, Convolution):
         epilogue = operation.epilogue
@@ -46,17 +52,17 @@ def propose(operation: Operation, context: Context) -> Stage | None:
     vectors = -(-output.width // context.target.width)
     # In bands where there are enough rows: the kernels before and after share positions among threads, too. They are
     # those of the output's planes, or parts of them.
-    bands = max(1, min(output.height // _BAND, context.threads * context.tuning.tiles_per_thread // 2))
-    rows = -(-output.height // bands)
+    tiles = context.threads * context.tuning.tiles_per_thread
+    wanted = -(-output.height // max(1, min(output.height // _BAND, tiles // 2)))
     if output.bands > 1:
         parts = [part for part in range(output.band_rows, 0, -1) if output.band_rows % part == 0]
-        rows = min(parts, key=lambda part: abs(part - rows))
-    bands = -(-output.height // rows)
-    together = -(-channels * bands // (context.threads * context.tuning.tiles_per_thread))
+        wanted = min(parts, key=lambda part: abs(part - wanted))
+    bands = -(-output.height // (rows or wanted))
+    together = channels if rows else -(-channels * bands // tiles)
     groups = -(-channels // together)
     above, left = operation.padding[:2]
     numbers = [
-        channels, together, groups, rows, output.images, output.height, output.width,
+        channels, together, groups, rows or wanted, output.images, output.height, output.width,
         input.height, input.width, above, left, input.row(0), input.channel, input.plane, input.pitch,
         output.row(0), output.channel, output.plane, output.pitch, output.band_rows,
         output.band - output.band_rows * output.pitch,
@@ -67,7 +73,7 @@ def propose(operation: Operation, context: Context) -> Stage | None:
     operations = _TAPS**2 * channels * output.images * output.height
     return Stage(
         kernel="rows",
-        function=_NAMES[stride, not isinstance(operation, Convolution)],
+        function=name(stride, isinstance(operation, Pool)),
         reads=(operation.input,),
         writes=(operation.output,),
         tiles=groups * bands,
@@ -81,8 +87,9 @@ def propose(operation: Operation, context: Context) -> Stage | None:
 
 def emit(module: Module) -> None:
     """void sparsify_rows_<sum or max>_<stride>(buffers, constants, tile): some channels of a band of rows."""
-    for (stride, largest), name in _NAMES.items():
-        _Rows(Body(module, name), stride, largest).emit()
+    for stride in (1, 2):
+        for largest in (False, True):
+            _Rows(Body(module, name(stride, largest)), stride, largest).emit()
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,11 +227,13 @@ class _Rows:
 
         if self.stride == 1:
             taps = [load(tap) for tap in range(_TAPS)]
-        else:
-            pairs = [(load(further), load(further + module.width)) for further in (0, 2)]
-            kind = ir.VectorType(I32, module.width)
-            even, odd = (ir.Constant(kind, [2 * i + first for i in range(module.width)]) for first in (0, 1))
-            taps = [b.shuffle_vector(*pairs[pair], order) for pair, order in ((0, even), (0, odd), (1, even))]
+        else:  # the last tap's are the first one's, a lane further
+            width = module.width
+            kind, pair = ir.VectorType(I32, width), (load(0), load(width))
+            even, odd = (ir.Constant(kind, [2 * i + first for i in range(width)]) for first in (0, 1))
+            taps = [b.shuffle_vector(*pair, order) for order in (even, odd)]
+            next_one = body.splat(body.load(start, 2 * width, F32))
+            taps.append(b.shuffle_vector(taps[0], next_one, ir.Constant(kind, [1 + i for i in range(width)])))
         return [b.select(unit.inside[i], x, body.zeros()) if i in unit.inside else x for i, x in enumerate(taps)]
 
     def _store(self, unit: _Unit, number: ir.Value, total: ir.Value) -> None:

@@ -40,13 +40,13 @@ def propose(operation: Operation, context: Context) -> Proposal | None:
     layer = prepare(operation, context)
     if layer is None or layer.density >= context.tuning.dense_above:
         return None
-    seconds = _seconds(layer, operation, encode, context)
+    return Proposal(_seconds(layer, operation, encode, context), lambda: stage(operation, layer, encode, context))
 
-    def build() -> Stage:
-        blocked = _compile(operation, layer, encode, context)
-        return blocked_stage("straight", operation, context, layer, blocked, seconds)
 
-    return Proposal(seconds, build)
+def stage(operation: Convolution | Linear, layer: Layer, encode: Encoder, context: Context) -> Stage:
+    """The stage of a layer."""
+    blocked = _compile(operation, layer, encode, context)
+    return blocked_stage("straight", operation, context, layer, blocked, _seconds(layer, operation, encode, context))
 
 
 def _seconds(layer: Layer, operation: Convolution | Linear, encode: Encoder, context: Context) -> float:
@@ -77,12 +77,12 @@ def _compile(operation: Convolution | Linear, layer: Layer, encode: Encoder, con
     many = layer.output.lanes == 1 and len(strips[0]) > 1
     ahead = residual or many or layer.output.channels > layer.input.channels
     turns = panel_length(layer, context, len(strips))
-    # Clearing lanes costs nothing where there is a limit, and neighbouring rows share at most two vectors. Another
-    # thread's rows must not begin in the last vector of a band.
+    # Clearing lanes costs nothing where there is a limit, and neighbouring rows share at most two vectors. No other
+    # rows may begin in the last vector of a band.
     between, limits = layer.output.pitch - layer.output.width, (operation.epilogue.low, operation.epilogue.high)
     fills = layer.output.lanes == 1 and between < encode.width and bool(np.isfinite(limits).any())
     rows = rows_together(layer.input, layer.output)
-    fills &= rows == layer.output.band_rows or rows * layer.output.pitch % encode.width == 0
+    fills &= not layer.panel and (rows == layer.output.band_rows or rows * layer.output.pitch % encode.width == 0)
     pieces, streams, records, length, floats = [], [], [], 0, 0
     for inner, sorted_by_block in _sorted(operation, layer, strips, bounds, edges):
         start, end = bounds[inner[0]], bounds[inner[-1] + 1]
