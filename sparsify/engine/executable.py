@@ -53,6 +53,7 @@ class Executable:
             {place for step in steps if step.fills for place in step.writes}, tuning,
         )  # fmt: skip
         self._constants = {name: np.asarray(array, order="C") for name, array in program.constants.items()}
+        self._scratch = sum(step.stage.scratch for step in steps if isinstance(step.stage, Stage))
         groups = settled(steps, self._plan, weights, tuning.band_bytes)
         weights.seal()
         self._weights = weights
@@ -93,7 +94,7 @@ class Executable:
     @property
     def bytes(self) -> int:
         """Memory of buffers, weights and code."""
-        return self._plan.bytes + self._weights.size
+        return self._plan.bytes + self._scratch + self._weights.size
 
 
 class _Segment:
