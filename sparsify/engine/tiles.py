@@ -13,7 +13,7 @@ from sparsify.engine.sliding import Positions, positions, source, sweep
 from sparsify.engine.stage import Context, Stage
 
 _SHARED = 6  # vectors a thread from which threads share positions rather than rows
-_FAR = 1 << 31  # bytes that a displacement reaches
+FAR = 1 << 31  # bytes that a displacement reaches
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +49,7 @@ def prepare(operation: Convolution | Linear, context: Context) -> Layer | None:
     if found is None or operation.weight.size == 0:
         return None
     input, output = found
-    if max(input.size, output.size) * 4 >= _FAR:
+    if max(input.size, output.size) * 4 >= FAR:
         return None
     stride = operation.stride if isinstance(operation, Convolution) else (1, 1)
     where = positions(input, output, stride, context.target.width)

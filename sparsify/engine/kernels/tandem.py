@@ -22,7 +22,7 @@ from sparsify.engine.memory import LINE
 from sparsify.engine.program import Convolution, Operation
 from sparsify.engine.sliding import Positions, has_few_taps
 from sparsify.engine.stage import Context, Stage
-from sparsify.engine.tiles import Layer
+from sparsify.engine.tiles import FAR, Layer
 
 _TAPS = 3
 _AROUND = 4 * LINE  # bytes before and behind a thread's rows, where vectors begin and end
@@ -50,7 +50,8 @@ def pair(first: Operation, second: Operation, context: Context) -> Stage | None:
     sparse = first.epilogue.residual is None and first.nonzeros < tuning.dense_above * first.weight.size
     if not (pointwise and sparse and between.lanes == between.images == 1 and has_few_taps(second)):
         return None
-    if 4 * between.size < _LARGE * tuning.tandem_bytes * context.threads:
+    is_large = 4 * between.size >= _LARGE * tuning.tandem_bytes * context.threads
+    if not is_large or 4 * max(input.size, between.size) >= FAR:
         return None
     together = _rows_together(between, output, second, context)
     return _stage(first, second, input, between, output, together, encode, context) if together else None
