@@ -30,6 +30,14 @@ def report(finished_run, tmp_path_factory):
     return benchmark([path], ["onnxruntime"], layers=True, **QUICK)
 
 
+def brief(row):
+    """The row with times of some microseconds, as a fast machine has them for so small a model."""
+    sparse = dataclasses.replace(row.sparse, p99_ms=0.01234)
+    sparse_ms = dataclasses.replace(row.sparse_ms, median=0.00656, low=0.0052, high=0.0079)
+    dense_ms = dataclasses.replace(row.dense_ms, median=0.00819, low=0.0065, high=0.0099)
+    return dataclasses.replace(row, sparse=sparse, sparse_ms=sparse_ms, dense_ms=dense_ms)
+
+
 def test_the_table_says_what_was_found(report):
     text = shown(bench_table(report, layers=True))
     row = report.rows[0]
@@ -42,7 +50,7 @@ def test_the_table_says_what_was_found(report):
 
 
 def test_a_grid_fits_a_hundred_columns_and_breaks_even_in_words(report):
-    row = report.rows[0]
+    row = brief(report.rows[0])
     rows = [
         dataclasses.replace(row, sparsity=s, batch=b, threads=t, runtime="torch_eager_long")
         for s in (0.5, 0.9, 0.99)
@@ -70,7 +78,7 @@ def test_what_did_not_settle_is_one_sentence_for_each_model(report):
 
 
 def test_columns_stay_narrow_however_restless_the_times_are(report):
-    row = report.rows[0]
+    row = brief(report.rows[0])
     wild = dataclasses.replace(row, speed_up=dataclasses.replace(row.speed_up, median=1.0, low=0.5, high=900.0))
     text = shown(bench_table(dataclasses.replace(report, rows=[wild])))
     assert "1.00x ±>99%" in text and "…" not in text
