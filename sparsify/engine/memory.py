@@ -15,6 +15,7 @@ import numpy as np
 from sparsify.errors import EngineError
 
 LINE = 64  # bytes
+AROUND = 4 * LINE  # before and behind what planes lie in: vectors may begin before it and end behind it
 _HUGE = 2 << 20
 _BLOCK = 16 << 20  # bytes of an arena of weights or code, only those touched of which are memory
 _READ, _WRITE, _EXECUTE = 1, 2, 4

@@ -16,12 +16,10 @@ import numpy as np
 
 from sparsify.engine.kernels.borders import gaps
 from sparsify.engine.layout import Planes
-from sparsify.engine.memory import LINE, Arena, lines
+from sparsify.engine.memory import AROUND, LINE, Arena, lines
 from sparsify.engine.program import Value
 from sparsify.engine.stage import Layout
 from sparsify.engine.tuning import Tuning
-
-_AROUND = 4 * LINE  # bytes: vectors may begin before the first buffer and end behind the last one
 
 Place = tuple[str, Layout]  # a value in one of its layouts
 
@@ -145,9 +143,9 @@ class MemoryPlan:
             places = sorted({0, *(other.end for other in near), *(other.offset for other in near)})
             slot.offset = next(at for at in places if all(_is_fit(slot, at, other) for other in near))
             placed.append(slot)
-        arena = Arena(_AROUND + max((slot.end for slot in self._slots), default=0) + _AROUND)
-        arena.take(_AROUND)
-        memory = arena.take(arena.size - _AROUND)
+        arena = Arena(AROUND + max((slot.end for slot in self._slots), default=0) + AROUND)
+        arena.take(AROUND)
+        memory = arena.take(arena.size - AROUND)
         self._buffers = [memory[slot.offset : slot.end] for slot in self._slots]
         for slot, buffer in zip(self._slots, self._buffers, strict=True):
             if slot.is_kept and slot.layout.fill:

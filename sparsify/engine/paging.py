@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from sparsify.engine.layout import LINE, Planes, up
 from sparsify.engine.program import Convolution, Operation, Program, reads, writes
-from sparsify.engine.sliding import has_few_taps, is_direct
+from sparsify.engine.sliding import has_few_taps, is_direct, is_pointwise
 from sparsify.engine.tiles import shares_positions
 from sparsify.engine.tuning import Tuning
 
@@ -78,4 +78,4 @@ def _reads_bands(op: Operation, tuning: Tuning) -> bool:
     write."""
     if not isinstance(op, Convolution) or has_few_taps(op) or not _writes_bands(op, tuning):
         return False
-    return not is_direct(op, 1) or (op.weight.shape[2:] == (1, 1) and not any(op.padding))
+    return not is_direct(op, 1) or is_pointwise(op)

@@ -63,6 +63,11 @@ def is_direct(window: Window, lanes: int) -> bool:
     return has_few_taps(window) or (isinstance(window, Convolution) and window.stride == (1, 1))
 
 
+def is_pointwise(layer: Convolution) -> bool:
+    """Whether it reads no position but those that it writes."""
+    return layer.weight.shape[2:] == (1, 1) and layer.stride == (1, 1) and not any(layer.padding)
+
+
 @dataclass(frozen=True)
 class Reach:
     """How far an operator's taps go beyond the image, in rows and columns of a phase plane."""

@@ -18,14 +18,13 @@ from sparsify.engine.encode import Encoder, encoder
 from sparsify.engine.ir import I64, POINTER, Body, Module
 from sparsify.engine.kernels import rows, straight
 from sparsify.engine.layout import Planes
-from sparsify.engine.memory import LINE
+from sparsify.engine.memory import AROUND, LINE
 from sparsify.engine.program import Convolution, Operation
-from sparsify.engine.sliding import Positions, has_few_taps
+from sparsify.engine.sliding import Positions, has_few_taps, is_pointwise
 from sparsify.engine.stage import Context, Stage
 from sparsify.engine.tiles import FAR, Layer
 
 _TAPS = 3
-_AROUND = 4 * LINE  # bytes before and behind a thread's rows, where vectors begin and end
 _LARGE = 2  # times what a core's cache holds, from which this pays
 _ROWS = 5  # constants of the second layer, its function's first
 
@@ -46,9 +45,9 @@ def pair(first: Operation, second: Operation, context: Context) -> Stage | None:
     input, between, output = (context.layouts[name] for name in (first.input, first.output, second.output))
     if input is None or between is None or output is None or second.input != first.output:
         return None
-    pointwise = first.weight.shape[1:] == (input.channels, 1, 1) and first.stride == (1, 1) and not any(first.padding)
-    sparse = first.epilogue.residual is None and first.nonzeros < tuning.dense_above * first.weight.size
-    if not (pointwise and sparse and between.lanes == between.images == 1 and has_few_taps(second)):
+    plain = is_pointwise(first) and first.groups == 1 and first.epilogue.residual is None
+    sparse = first.nonzeros < tuning.dense_above * first.weight.size
+    if not (plain and sparse and between.lanes == between.images == 1 and has_few_taps(second)):
         return None
     is_large = 4 * between.size >= _LARGE * tuning.tandem_bytes * context.threads
     if not is_large or 4 * max(input.size, between.size) >= FAR:
@@ -82,10 +81,10 @@ def _stage(
     layer = Layer(input, held, where, first.nonzeros, first.nonzeros / first.weight.size, panel)
     one = straight.stage(first, layer, encode, context)
     two = rows.stage(second, held, output, context, together)
-    region = held.band * 4 + 2 * _AROUND
+    region = held.band * 4 + 2 * AROUND
     numbers = [
         context.threads, tiles, one.tiles // tiles, region,
-        together * stride * held.pitch * 4, _AROUND + above * held.pitch * 4,
+        together * stride * held.pitch * 4, AROUND + above * held.pitch * 4,
     ]  # fmt: skip
     return Stage(
         kernel="tandem",
@@ -137,7 +136,7 @@ def emit(module: Module) -> None:
         mine = _claim(body, flags, b.udiv(b.mul(tile, threads), tiles), threads)
         held = body.bytes(flags, b.add(b.mul(threads, body.const(LINE)), b.mul(mine, region)))
         body.store(body.pointer(buffers, 0), inner, 0, align=8)
-        body.store(body.bytes(held, body.const(_AROUND)), inner, 1, align=8)
+        body.store(body.bytes(held, body.const(AROUND)), inner, 1, align=8)
         named = module.llvm.globals
         with body.loop(0, blocks) as block:
             number = b.add(b.mul(tile, blocks), block.index)
