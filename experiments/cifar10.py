@@ -30,7 +30,7 @@ SHORT = [
 
 SPARSELY = ("static", "SET", "RigL", "RigL (8 batches)", "RigL (32 batches)")
 # where static, SET and RigL hold their non-zeros only
-SPARSE = ("90 % in 8 epochs", "95 % in 8 epochs", "90 % in 30 epochs (WRN-10-1)")
+SPARSE = ("90 % in 8 epochs", "90 % in 16 epochs", "95 % in 8 epochs", "90 % in 30 epochs (WRN-10-1)")
 
 EXPERIMENT = Experiment(
     name="cifar10",
@@ -69,6 +69,7 @@ epochs. Rows are ERK unless they say uniform.""",
     columns={
         **{f"{sparsity} % in 250 epochs": [f"topology.sparsity=0.{sparsity}"] for sparsity in (80, 90, 95)},
         "90 % in 8 epochs": ["topology.sparsity=0.9", "training.epochs=8", "training.evaluate_every=2.0"],
+        "90 % in 16 epochs": ["topology.sparsity=0.9", "training.epochs=16", "training.evaluate_every=4.0"],
         "95 % in 8 epochs": ["topology.sparsity=0.95", "training.epochs=8", "training.evaluate_every=2.0"],
         "80 % in 6 epochs (WRN-10-1)": ["topology.sparsity=0.8", *SHORT],
         "90 % in 6 epochs (WRN-10-1)": ["topology.sparsity=0.9", *SHORT],

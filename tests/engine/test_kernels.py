@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import event, given, settings
+from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 
 from sparsify.engine import nonzeros, segments
@@ -233,6 +233,7 @@ def test_any_linear(leading, k, o, density, residual, level, linear_images, pane
     level=st.sampled_from(levels()),
     residual=st.booleans(),
 )
+@example(n=1, c=1, size=(18, 1), kernel=(3, 3), stride=(1, 1), padding=(1,) * 4, level=levels()[:2][-1], residual=False)
 def test_any_depthwise(n, c, size, kernel, stride, padding, level, residual):
     rng = np.random.default_rng(0)
     case = convolution(rng, n=n, c=c, o=c, groups=c, size=size, kernel=kernel, stride=stride, padding=padding,

@@ -24,6 +24,7 @@ from sparsify.engine.layout import Planes
 from sparsify.engine.memory import LINE
 from sparsify.engine.panels import groups_of, in_panels
 from sparsify.engine.program import Convolution, Linear, Operation
+from sparsify.engine.sliding import is_by_rows
 from sparsify.engine.stage import Context, Proposal, Stage
 from sparsify.engine.target import Level
 from sparsify.engine.transpose import square
@@ -49,6 +50,8 @@ def propose(operation: Operation, context: Context) -> Proposal | None:
         return None
     base, output = context.layouts[operation.input], context.layouts[operation.output]
     if base is None or output is None or max(base.lanes, output.lanes, base.bands, output.bands) > 1:
+        return None
+    if is_by_rows(operation, context.layouts):  # no zeros lie around such an image
         return None
     if isinstance(operation, Convolution) and operation.stride != (1, 1) and operation.stride[1] not in STEPS:
         return None
