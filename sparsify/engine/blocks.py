@@ -18,13 +18,14 @@ from dataclasses import dataclass
 import numpy as np
 from llvmlite import ir
 
-from sparsify.engine.encode import R10, RAX, RBP, RBX, RETURN, Encoder, again, fetch, four, put, soon
+from sparsify.engine.encode import R10, RAX, RBP, RBX, RETURN, Encoder, again, fetch, four, move, put, soon
 from sparsify.engine.ir import I64, POINTER
 from sparsify.engine.program import Epilogue
 
 TYPE = ir.FunctionType(ir.VoidType(), [POINTER, POINTER, POINTER, POINTER, I64, POINTER])
 STREAM_HEAD = 16  # floats before the bias
 _LINE = 64  # bytes
+_MOVE, _SAVED = 7, 3  # bytes of an instruction that moves rax, and that a near load is shorter by
 _FURTHER = 32 << 10  # bytes: about two strips
 _LOCATE = bytes.fromhex("4863014801f84c6351044901f2")  # rax = input, r10 = output + the table's offsets
 _AHEAD = bytes.fromhex("4863410c4801f0")  # rax = output + the offset that the table has for fetching
@@ -85,14 +86,16 @@ def straight(
         epilogue.low if part.last else -np.inf,
         epilogue.high if part.last else np.inf,
     )
-    body, index = [encoder.turn()], STREAM_HEAD
+    body = [encoder.turn()]
     bias = STREAM_HEAD + sum(len(block.value) for block in strip)
     length = 4 * (bias + sum(block.count for block in strip))
-    sizes = (sum(_length(block, encoder) for block in strip), length)
+    starts = STREAM_HEAD + np.cumsum([0, *(len(block.value) for block in strip)])
+    products = [_products(block, encoder, int(start)) for block, start in zip(strip, starts, strict=False)]
+    sizes = (sum(_length(pieces) for pieces in products), length)
     lines = [1 + size // (_LINE * turns) for size in sizes]
     code, weights = (np.arange(count) * _LINE for count in lines)
     hints = np.concatenate([soon(RBX, code), soon(RBP, weights), soon(RBX, code + _FURTHER)])
-    for block, mine in zip(strip, np.array_split(hints, len(strip)), strict=True):
+    for block, pieces, mine in zip(strip, products, np.array_split(hints, len(strip)), strict=True):
         accumulators = np.arange(block.count)
         there = (block.first + accumulators) * channel * 4
         body += [
@@ -103,10 +106,9 @@ def straight(
                 if part.first
                 else encoder.load(accumulators, R10, there)
             ).tobytes(),
-            _products(block, encoder, index, mine).tobytes(),
+            _in_order([_spread(mine, len(block.value)), *pieces], len(block.value)),
             finish(there, encoder, rest, fills and part.last),
         ]
-        index += len(block.value)
     return _loop(b"".join(body), length, lines)
 
 
@@ -119,40 +121,58 @@ def _loop(body: bytes, stream: int, lines: Sequence[int]) -> bytes:
     return _SAVE + begin + turn + _RESTORE + RETURN
 
 
-def _opens(rows: Rows) -> np.ndarray:
-    """Whether a non-zero is its column's first: bool [nnz]."""
-    return np.concatenate([[True], rows.shift[1:] != rows.shift[:-1]])[: len(rows.shift)]
+Pieces = list[tuple[np.ndarray, np.ndarray]]  # before which non-zeros, ascending, and instructions of one length
 
 
-def _length(rows: Rows, encoder: Encoder) -> int:
-    """Bytes of a block's loads and multiplications."""
-    product, load = encoder.fma(0, 0, 0).shape[1], encoder.load(0, RAX, 0).shape[1]
-    return len(rows.value) * product + int(_opens(rows).sum()) * load
-
-
-def _products(rows: Rows, encoder: Encoder, first: int, hints: np.ndarray) -> np.ndarray:
-    """Loads, multiplications and steps of the stream pointer, in order, `hints` spread among them: uint8 [bytes]."""
-    if not len(rows.value):
-        return np.zeros(0, np.uint8)
-    opens = _opens(rows)
-    inputs = np.array(encoder.inputs)[(np.cumsum(opens) - 1) % len(encoder.inputs)]
+def _products(rows: Rows, encoder: Encoder, first: int) -> Pieces:
+    """Steps of the two pointers, loads and multiplications, whose weights begin at `first` in the stream."""
     index = first + np.arange(len(rows.value))
-    steps = index % encoder.stream_step == 0
-    hints = hints[: len(index)]
-    hinted = np.zeros(len(index), bool)
-    hinted[np.arange(len(hints)) * len(index) // max(1, len(hints))] = True
-    loads = encoder.load(inputs[opens], RAX, rows.shift[opens] * 4)
-    products = encoder.fma(rows.row, inputs, index)
-    step = encoder.advance()
-    length, load, move, hint = products.shape[1], loads.shape[1], step.shape[1], hints.shape[1]
-    end = np.cumsum(length + load * opens + move * steps + hint * hinted)
-    code = np.zeros(end[-1], np.uint8)
-    start = end - length
-    put(code, start, products)
-    put(code, start[opens] - load, loads)
-    put(code, (start - load * opens - move)[steps], np.repeat(step, steps.sum(), axis=0))
-    put(code, (start - load * opens - move * steps - hint)[hinted], hints)
-    return code
+    opens = np.concatenate([[True], rows.shift[1:] != rows.shift[:-1]])[: len(index)]
+    column, inputs = np.cumsum(opens) - 1, np.array(encoder.inputs)
+    loads, offsets = np.flatnonzero(opens), rows.shift[opens] * 4
+    bases = _bases(offsets, encoder)
+    moves, offsets = np.diff(bases, prepend=0), offsets - bases
+    is_near = encoder.is_near(offsets)
+    pieces = [(np.flatnonzero(index % encoder.stream_step == 0), encoder.advance())]
+    pieces += [(loads[moves != 0], move(RAX, moves[moves != 0]))]
+    for chosen in (is_near, ~is_near):
+        registers = inputs[column[loads[chosen]] % len(inputs)]
+        pieces += [(loads[chosen], encoder.load(registers, RAX, offsets[chosen]))]
+    return [*pieces, (np.arange(len(index)), encoder.fma(rows.row, inputs[column % len(inputs)], index))]
+
+
+def _bases(offsets: np.ndarray, encoder: Encoder) -> np.ndarray:
+    """Where rax points at each of a block's loads, from the vector's input on, so that most of them have a short
+    displacement; zeros where moving it takes as many bytes as that saves. `offsets`: bytes, ascending."""
+    if not encoder.reach:
+        return np.zeros_like(offsets)
+    bases = offsets // encoder.reach * encoder.reach + encoder.reach // 2
+    saved = _SAVED * np.count_nonzero(encoder.is_near(offsets - bases))
+    return bases if saved > _MOVE * len(np.unique(bases)) else np.zeros_like(offsets)
+
+
+def _length(pieces: Pieces) -> int:
+    """Bytes of code."""
+    return sum(len(before) * code.shape[1] for before, code in pieces)
+
+
+def _in_order(pieces: Pieces, count: int) -> bytes:
+    """The code of all pieces: before each of `count` non-zeros the first one's instruction, then the next one's."""
+    sizes = np.zeros(count, np.int64)
+    for before, code in pieces:
+        sizes[before] += code.shape[1]
+    start = np.cumsum(sizes) - sizes
+    whole = np.zeros(int(sizes.sum()), np.uint8)
+    for before, code in pieces:
+        put(whole, start[before], np.broadcast_to(code, (len(before), code.shape[1])))
+        start[before] += code.shape[1]
+    return whole.tobytes()
+
+
+def _spread(hints: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Hints among so many non-zeros, at most one before each."""
+    hints = hints[:count]
+    return np.arange(len(hints)) * count // max(1, len(hints)), hints
 
 
 def finish(there: np.ndarray, encoder: Encoder, epilogue: Epilogue, fills: bool) -> bytes:

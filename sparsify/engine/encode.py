@@ -17,13 +17,15 @@ import numpy as np
 Numbers = np.ndarray | int
 RAX, RDX, RBX, RBP, R10, R11 = 0, 2, 3, 5, 10, 11
 _MAP_0F, _MAP_0F38 = 1, 2
+_VECTOR = 64  # bytes of a whole one in AVX-512
 _NONE, _66 = 0, 1  # the legacy prefix that VEX and EVEX fold in
 RETURN = b"\xc5\xf8\x77\xc3"  # vzeroupper; ret
 
 
 def _rows(*columns: Numbers) -> np.ndarray:
     """Columns of bytes side by side; single numbers are repeated."""
-    count = max([getattr(column, "size", 1) for column in columns])
+    sizes = [getattr(column, "size", 1) for column in columns]
+    count = max(sizes) if all(sizes) else 0
     found = np.empty((count, len(columns)), np.uint8)
     for number, column in enumerate(columns):
         found[:, number] = column
@@ -59,6 +61,11 @@ def again(body: bytes) -> bytes:
     return body + b"\x0f\x85" + four(-(len(body) + 6))
 
 
+def move(base: int, distances: Numbers) -> np.ndarray:
+    """base += distance; `base` is none of r8 to r15"""
+    return _rows(0x48, 0x81, _modrm(0, base, 3), *_disp32(distances))
+
+
 def put(code: np.ndarray, places: np.ndarray, instructions: np.ndarray) -> None:
     """Write instructions of one length, uint8 [count, bytes], where each begins."""
     length = instructions.shape[1]
@@ -75,6 +82,7 @@ class Avx512:
     stream_step: int = 256  # floats of the stream that an 8-bit scaled displacement spans
     middle: int = 512  # bytes from where they begin to where rdx points
     width: int = 16
+    reach: int = 256 * _VECTOR  # bytes that 8-bit displacements of vectors span
 
     def _evex(
         self, space: int, prefix: int, opcode: int, register: Numbers, second: Numbers = 0,
@@ -98,6 +106,19 @@ class Avx512:
         head = self._evex(space, prefix, opcode, register, second, base, mask=mask)
         return _rows(*head, _modrm(register, base, 2), *_disp32(displacement))
 
+    def _whole(self, space: int, prefix: int, opcode: int, register: Numbers, base: int, displacement: Numbers,
+               second: Numbers = 0, mask: int = 0) -> np.ndarray:  # fmt: skip
+        """As `_far`, for a whole vector of memory: with an 8-bit displacement where all of them are so near."""
+        there = np.asarray(displacement)
+        if not self.is_near(there).all():
+            return self._far(space, prefix, opcode, register, base, there, second, mask)
+        head = self._evex(space, prefix, opcode, register, second, base, mask=mask)
+        return _rows(*head, _modrm(register, base, 1), there // _VECTOR & 255)
+
+    def is_near(self, displacement: np.ndarray) -> np.ndarray:
+        """Whether 8 bits hold each displacement of a vector in memory."""
+        return (displacement % _VECTOR == 0) & (abs(2 * displacement + _VECTOR) < self.reach)
+
     def turn(self) -> bytes:
         """Once for each vector: mask register 1 from the table, rdx into the middle of its reach."""
         return b"\xc5\xf8\x90\x49\x08" + b"\x49\x8d\x93" + self.middle.to_bytes(4, "little")
@@ -117,15 +138,15 @@ class Avx512:
 
     def load(self, register: Numbers, base: int, displacement: Numbers) -> np.ndarray:
         """register = memory"""
-        return self._far(_MAP_0F, _NONE, 0x10, register, base, displacement)
+        return self._whole(_MAP_0F, _NONE, 0x10, register, base, displacement)
 
     def add(self, register: Numbers, base: int, displacement: Numbers) -> np.ndarray:
         """register += memory"""
-        return self._far(_MAP_0F, _NONE, 0x58, register, base, displacement, second=register)
+        return self._whole(_MAP_0F, _NONE, 0x58, register, base, displacement, second=register)
 
     def store(self, register: Numbers, base: int, displacement: Numbers, whole: bool = False) -> np.ndarray:
         """memory = register, under the mask or not"""
-        return self._far(_MAP_0F, _NONE, 0x11, register, base, displacement, mask=0 if whole else 1)
+        return self._whole(_MAP_0F, _NONE, 0x11, register, base, displacement, mask=0 if whole else 1)
 
     def everywhere(self) -> bytes:
         """Mask register 1 = all lanes."""
@@ -155,6 +176,7 @@ class Avx2:
     stream_step: int = 1 << 28  # displacements of 32 bits reach the whole stream
     middle: int = 0
     width: int = 8
+    reach: int = 0  # there 8-bit displacements count bytes
     weight: int = 14
     mask: int = 15
 
@@ -177,6 +199,10 @@ class Avx2:
     def advance(self) -> np.ndarray:
         """Never needed."""
         return np.zeros((1, 0), np.uint8)
+
+    def is_near(self, displacement: np.ndarray) -> np.ndarray:
+        """None is."""
+        return np.zeros(np.shape(displacement), bool)
 
     def constant(self, register: Numbers, index: Numbers) -> np.ndarray:
         """register = stream[index]"""
