@@ -36,25 +36,26 @@ EXPERIMENT = Experiment(
     name="cifar10",
     title="CIFAR-10, WideResNet-22-2",
     text="""\
-Claim: static < SET < RigL at equal cost, and RigL trained for longer reaches what pruning reaches. The columns of 250
-epochs are the paper's schedule; the others are for machines without a GPU. There learning rate and updates keep their
-places within training, and ΔT is the paper's 100 steps. In 8, 16 and 30 epochs static, SET and RigL compute with their
-non-zeros only (`--compute sparse`); in 6 all are masked, with the forward pass in bfloat16. 16 epochs are the longest
-that WRN-22-2 was given, and there as in 8 all end within a point of each other: a network that is not yet bound by what
-so few connections can hold does not need their choice. WRN-10-1, of 78,000 weights, is bound by it
-sooner. At 80 % it is not in 6 epochs; from 90 % on static is left behind, at 95 % and in 30 epochs by more than two
-points. RigL for twice as long is ahead of pruning, as in the paper. RigL that grows by the gradient of one batch is
-ahead of SET at 97 % only, and only in the mean. What is otherwise in the paper was looked for in five places, and
-found in the last. When: RigL falls behind in the first tenths of training. Where: the largest gradients lie together,
-so that its connections gather at some channels; SRigL, which gives each neuron as many connections, is the test of
-that, and is no better. How often: an update every 500 steps in the place of 100 leaves a new connection time to grow,
-and RigL gains nothing on SET by it. How much is tried: in 30 epochs SET has had more of all connections, in 6 the two
-have had as many. By what: a batch has 128 images here, and 4,096 in the paper's ImageNet runs; of so few, the
+Claim: static < SET < RigL at equal cost, and RigL trained for longer reaches what pruning reaches. The columns of
+250 epochs are the paper's schedule; the others are for machines without a GPU. There learning rate and updates
+keep their places within training, and ΔT is the paper's 100 steps. In 8, 16 and 30 epochs static, SET and RigL
+compute with their non-zeros only (`--compute sparse`); in 6 all are masked, with the forward pass in bfloat16. 16
+epochs are the longest that WRN-22-2 was given, with two seeds in all rows, and there as in 8 all end within a
+point of each other, in 16 SET a little ahead of RigL (32 batches) too: a network that is not yet bound by what so
+few connections can hold hardly needs their choice. WRN-10-1, of 78,000 weights, is bound by it sooner. At 80 % it
+is not in 6 epochs; from 90 % on static is left behind, at 95 % and in 30 epochs by more than two points. RigL for
+twice as long is ahead of pruning, as in the paper. RigL that grows by the gradient of one batch is ahead of SET at
+97 % only, and only in the mean. What is otherwise in the paper was looked for in five places, and found in the
+last. When: RigL falls behind in the first tenths of training. Where: the largest gradients lie together, so that
+its connections gather at some channels; SRigL, which gives each neuron as many connections, is the test of that,
+and is no better. How often: an update every 500 steps in the place of 100 leaves a new connection time to grow,
+and RigL gains nothing on SET by it. How much is tried: in 30 epochs SET has had more of all connections, in 6 the
+two have had as many. By what: a batch has 128 images here, and 4,096 in the paper's ImageNet runs; of so few, the
 gradient is noisy, and the paper has 750 updates to make up for it, where these schedules have 17 to 87. *RigL (32
 batches)* looks at the sum over the 32 batches up to an update (`topology.growth_batches`), 4,096 images too. With
 that the order is the paper's wherever connections are scarce. It is not for nothing: each batch takes a dense
-gradient of the weights, see the FLOPs below, and for these SET can train 1.5 times as long, which is worth more in 6
-epochs. Rows are ERK unless they say uniform.""",
+gradient of the weights, see the FLOPs below, and for these SET can train 1.5 times as long, which is worth more in
+6 epochs. Rows are ERK unless they say uniform.""",
     recipe="wrn-22-2-cifar10",
     rows={
         **{label: [f"topology.method={method}"] for label, method in METHODS.items()},
