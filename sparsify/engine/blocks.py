@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from llvmlite import ir
 
-from sparsify.engine.encode import R10, RAX, RBP, RBX, RETURN, Encoder, again, fetch, four, move, put, soon
+from sparsify.engine.encode import R10, RAX, RBP, RBX, RETURN, Encoder, again, fetch, four, is_near, move, put, soon
 from sparsify.engine.ir import I64, POINTER
 from sparsify.engine.program import Epilogue
 
@@ -87,10 +87,9 @@ def straight(
         epilogue.high if part.last else np.inf,
     )
     body = [encoder.turn()]
-    bias = STREAM_HEAD + sum(len(block.value) for block in strip)
+    *starts, bias = (int(end) for end in np.cumsum([STREAM_HEAD, *(len(block.value) for block in strip)]))
     length = 4 * (bias + sum(block.count for block in strip))
-    starts = STREAM_HEAD + np.cumsum([0, *(len(block.value) for block in strip)])
-    products = [_products(block, encoder, int(start)) for block, start in zip(strip, starts, strict=False)]
+    products = [_products(block, encoder, start) for block, start in zip(strip, starts, strict=True)]
     sizes = (sum(_length(pieces) for pieces in products), length)
     lines = [1 + size // (_LINE * turns) for size in sizes]
     code, weights = (np.arange(count) * _LINE for count in lines)
@@ -132,10 +131,10 @@ def _products(rows: Rows, encoder: Encoder, first: int) -> Pieces:
     loads, offsets = np.flatnonzero(opens), rows.shift[opens] * 4
     bases = _bases(offsets, encoder)
     moves, offsets = np.diff(bases, prepend=0), offsets - bases
-    is_near = encoder.is_near(offsets)
+    near = is_near(offsets, encoder.reach)
     pieces = [(np.flatnonzero(index % encoder.stream_step == 0), encoder.advance())]
     pieces += [(loads[moves != 0], move(RAX, moves[moves != 0]))]
-    for chosen in (is_near, ~is_near):
+    for chosen in (near, ~near):
         registers = inputs[column[loads[chosen]] % len(inputs)]
         pieces += [(loads[chosen], encoder.load(registers, RAX, offsets[chosen]))]
     return [*pieces, (np.arange(len(index)), encoder.fma(rows.row, inputs[column % len(inputs)], index))]
@@ -147,7 +146,7 @@ def _bases(offsets: np.ndarray, encoder: Encoder) -> np.ndarray:
     if not encoder.reach:
         return np.zeros_like(offsets)
     bases = offsets // encoder.reach * encoder.reach + encoder.reach // 2
-    saved = _SAVED * np.count_nonzero(encoder.is_near(offsets - bases))
+    saved = _SAVED * np.count_nonzero(is_near(offsets - bases, encoder.reach))
     return bases if saved > _MOVE * len(np.unique(bases)) else np.zeros_like(offsets)
 
 

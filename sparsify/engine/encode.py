@@ -61,6 +61,11 @@ def again(body: bytes) -> bytes:
     return body + b"\x0f\x85" + four(-(len(body) + 6))
 
 
+def is_near(displacement: np.ndarray, reach: int) -> np.ndarray:
+    """Whether 8 bits hold each displacement of a vector in memory, where they span `reach` bytes."""
+    return (displacement % _VECTOR == 0) & (abs(2 * displacement + _VECTOR) < reach)
+
+
 def move(base: int, distances: Numbers) -> np.ndarray:
     """base += distance; `base` is none of r8 to r15"""
     return _rows(0x48, 0x81, _modrm(0, base, 3), *_disp32(distances))
@@ -110,14 +115,10 @@ class Avx512:
                second: Numbers = 0, mask: int = 0) -> np.ndarray:  # fmt: skip
         """As `_far`, for a whole vector of memory: with an 8-bit displacement where all of them are so near."""
         there = np.asarray(displacement)
-        if not self.is_near(there).all():
+        if not is_near(there, self.reach).all():
             return self._far(space, prefix, opcode, register, base, there, second, mask)
         head = self._evex(space, prefix, opcode, register, second, base, mask=mask)
         return _rows(*head, _modrm(register, base, 1), there // _VECTOR & 255)
-
-    def is_near(self, displacement: np.ndarray) -> np.ndarray:
-        """Whether 8 bits hold each displacement of a vector in memory."""
-        return (displacement % _VECTOR == 0) & (abs(2 * displacement + _VECTOR) < self.reach)
 
     def turn(self) -> bytes:
         """Once for each vector: mask register 1 from the table, rdx into the middle of its reach."""
@@ -176,7 +177,7 @@ class Avx2:
     stream_step: int = 1 << 28  # displacements of 32 bits reach the whole stream
     middle: int = 0
     width: int = 8
-    reach: int = 0  # there 8-bit displacements count bytes
+    reach: int = 0  # none: there they count bytes
     weight: int = 14
     mask: int = 15
 
@@ -199,10 +200,6 @@ class Avx2:
     def advance(self) -> np.ndarray:
         """Never needed."""
         return np.zeros((1, 0), np.uint8)
-
-    def is_near(self, displacement: np.ndarray) -> np.ndarray:
-        """None is."""
-        return np.zeros(np.shape(displacement), bool)
 
     def constant(self, register: Numbers, index: Numbers) -> np.ndarray:
         """register = stream[index]"""

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from sparsify.bench.results import BreakEven, Report, Row
 from sparsify.bench.statistics import Interval, sign, times
+from sparsify.report.svg import plain
 from sparsify.report.tables import human_count
 
 FEW = 12  # rows of which verdicts are spelled out
@@ -98,11 +99,11 @@ def _times(source: str, rows: list[Row]) -> Table:
         table.add_row(
             *place,
             row.runtime,
-            f"{_time(row.sparse_ms.median)} {_spread(row.sparse_ms)}",
-            f"{_time(row.dense_ms.median)} {_spread(row.dense_ms)}",
+            f"{_short(row.sparse_ms.median)} {_spread(row.sparse_ms)}",
+            f"{_short(row.dense_ms.median)} {_spread(row.dense_ms)}",
             _ratio(row.speed_up),
             "" if best is None else _ratio(best),
-            "" if row.sparse is None else _time(row.sparse.p99_ms),
+            "" if row.sparse is None else _short(row.sparse.p99_ms),
         )
     return table
 
@@ -117,7 +118,7 @@ def _costs(rows: list[Row]) -> Table:
         assert m is not None
         memory = "?" if m.memory_bytes is None else f"{human_count(m.memory_bytes)}B"
         cells = (m.p50_ms, m.p90_ms, m.throughput, m.load_ms, m.first_ms)
-        table.add_row(row.runtime, *(_time(cell) if cell < 1000 else f"{cell:,.0f}" for cell in cells), memory)
+        table.add_row(row.runtime, *map(_short, cells), memory)
     return table
 
 
@@ -157,9 +158,9 @@ def _ratio(value: Interval) -> Text:
     return Text(f"{times(value.median)} {_spread(value)}", style=STYLES[sign(value)])
 
 
-def _time(milliseconds: float) -> str:
+def _short(value: float) -> str:
     """Three digits, but no more than four behind the point: what is less is no time that a loop could tell."""
-    return f"{milliseconds:.3g}" if milliseconds >= 0.01 else f"{milliseconds:.4f}"
+    return plain(value) if value >= 0.01 else f"{value:.4f}"
 
 
 def _spread(value: Interval) -> str:
