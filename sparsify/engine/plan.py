@@ -114,13 +114,15 @@ class _Class:
         self.rows = max(self.rows, rows + max(edge.top, edge.bottom))
         self.height = max(self.height, rows)
 
-    def widen(self) -> None:
+    def widen(self, threads: int) -> None:
         """Let the lower half of an image begin on a cache line, where a longer pitch makes next to no more vectors:
-        two threads that share an image then write to no line together."""
-        least = self.height * self.pitch
+        two threads that share an image then write to no line together. Without borders a value may lie in bands, of
+        whole vectors each."""
+        bands = 2 if threads > 1 and self.edge == Reach() else 1
+        least = bands * up(self.height * self.pitch // bands, LINE)
         for pitch in range(self.pitch, self.pitch + LINE):
             whole = self.height % 2 == 0 and self.height // 2 * pitch % LINE == 0
-            if whole and up(self.height * pitch, LINE) <= _WIDER * up(least, LINE):
+            if whole and up(self.height * pitch, LINE) <= _WIDER * least:
                 self.pitch = pitch
                 break
 
@@ -170,7 +172,7 @@ def assign_layouts(program: Program, target: Target, tuning: Tuning, threads: in
             _require(op, shapes, lanes, classes, needs)  # type: ignore[arg-type]
     for name, need in needs.items():
         if lanes[name] == shapes[name][0] == 1:  # type: ignore[index]
-            need.widen()
+            need.widen(threads)
     layouts: dict[str, Planes | None] = dict.fromkeys(program.values)
     for name in lanes:
         if program.values[name].dtype == "float32":

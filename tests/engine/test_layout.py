@@ -88,6 +88,14 @@ def test_halves_of_an_image_share_a_line_only_to_save_vectors(size):
     assert up(size * input.pitch, LINE) <= 1.01 * least
 
 
+@pytest.mark.parametrize(("size", "threads", "pitch"), [(14, 2, 16), (14, 1, 14), (28, 2, 28), (56, 2, 56)])
+def test_without_borders_halves_may_lie_apart_where_bands_have_as_many_vectors(size, threads, pitch):
+    value = {name: Value(name, (1, 2, size, size)) for name in "xy"}
+    layer = Convolution("x", "y", np.ones((2, 2, 1, 1), np.float32), np.zeros(2, np.float32))
+    program = Program((value["x"],), ("y",), (layer,), value)
+    assert assign_layouts(program, target("generic"), Tuning(), threads)["x"].pitch == pitch
+
+
 def test_channels_do_not_fall_into_the_same_sets():
     layout = Planes(1, 8, 16, 16, 1, 16, 256, 0, 0)
     assert layout.channel // LINE % 2 == 1
