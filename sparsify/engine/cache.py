@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 _DIGEST = 32  # bytes
-_MOST = 64  # files: some targets of some releases
+_MOST = 256  # files: some targets of some releases
 
 
 def folder() -> Path | None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from sparsify.engine.bands import Visit, visits
 from sparsify.engine.groups import Group, Step, moving, settled
-from sparsify.engine.library import library
+from sparsify.engine.library import kernel_files, library
 from sparsify.engine.memory import Weights, aligned
 from sparsify.engine.memory_plan import MemoryPlan, Place
 from sparsify.engine.program import Program, Value
@@ -44,8 +44,8 @@ class Executable:
     ) -> None:
         """`weights` holds what the steps' stages keep."""
         self.program = replace(program, operations=())  # the dense weights may go
-        self._library = library(target)
-        self._pool = pool(self._library, threads)
+        self.target = target
+        self._pool = pool(target, threads)
         outside = {value.name for value in program.inputs} | set(program.outputs)
         self._plan = MemoryPlan(
             dict(program.values), [(s.reads, s.writes, s.replaced) for s in steps], outside | set(program.constants),
@@ -149,8 +149,8 @@ class _Segment:
                 self._failures.append((scratch[:8].view(np.int64), stage.failure))
         constants = owner.place(stage)
         self._keep += [buffers, constants, owner._weights]
-        function = owner._library.address(stage.function)
-        assert function, f"the kernel library has no function {stage.function}"
+        function = library(owner.target, kernel_files()[stage.kernel]).address(stage.function)
+        assert function, f"{stage.kernel} has no function {stage.function}"
         return [(function, row.ctypes.data, constants.ctypes.data) for row in buffers]
 
     def run(self, arrays: dict[str, np.ndarray]) -> None:

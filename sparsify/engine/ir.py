@@ -18,7 +18,7 @@ STAGE_TYPE = ir.FunctionType(ir.VoidType(), [POINTER, POINTER, I64])
 
 @dataclass
 class Module:
-    """The kernel library while it is written: an LLVM module and the CPU that it is for."""
+    """A library while it is written: an LLVM module and the CPU that it is for."""
 
     llvm: ir.Module
     target: Target

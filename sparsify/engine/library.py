@@ -1,4 +1,5 @@
-"""The kernel library: every kernel's native functions, compiled once for a CPU and kept on disk."""
+"""Libraries of native functions: a kernel file's, the runtime's or a whole package's, compiled once for a CPU and kept
+on disk. A process compiles those that its models need."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ import llvmlite
 from llvmlite import ir
 
 from sparsify.engine import cache as disk
-from sparsify.engine import kernels, runtime_ir
+from sparsify.engine import kernels
 from sparsify.engine.ir import Module
 from sparsify.engine.linking import Image, link
 from sparsify.engine.memory import Code, give_back
@@ -35,14 +36,14 @@ def kernel_files(package: ModuleType = kernels) -> dict[str, ModuleType]:
 
 
 class Library:
-    """Addresses of native functions by name: the runtime's and those of a package of kernels."""
+    """Addresses of native functions by name: those that a module emits, or all modules of a package."""
 
-    def __init__(self, target: Target, package: ModuleType = kernels) -> None:
+    def __init__(self, target: Target, source: ModuleType) -> None:
         self.target = target
-        key = _key(target, package)
+        key = _key(target, source)
         code = disk.fetch(key)
         if code is None:
-            code = _compile(_assemble(target, package), target)
+            code = _compile(_assemble(target, source), target)
             image = link(code)
             code = image.dump() if image is not None else code
             disk.keep(key, code)
@@ -53,33 +54,39 @@ class Library:
         self.address = _loaded(image) if image is not None else _loaded_by_llvm(code, target)
 
 
-def library(target: Target, package: ModuleType = kernels) -> Library:
-    """The library of a package's kernels for `target`, compiled or fetched from disk at the first call."""
+def library(target: Target, source: ModuleType) -> Library:
+    """The library of a module or package for `target`, compiled or fetched from disk at the first call."""
     with _LOCK:
-        return _library(target, package)
+        return _library(target, source)
 
 
 @cache
-def _library(target: Target, package: ModuleType) -> Library:
-    return Library(target, package)
+def _library(target: Target, source: ModuleType) -> Library:
+    return Library(target, source)
 
 
-def _key(target: Target, package: ModuleType) -> str:
-    """What the library's code depends on: the target, LLVM, and all source that may take part in writing it, which
+def _key(target: Target, source: ModuleType) -> str:
+    """What a library's code depends on: the target, LLVM, and all source that may take part in writing it, which
     is sooner read than run."""
-    digest = hashlib.sha256("\n".join((package.__name__, llvmlite.__version__, *map(str, target.key))).encode())
-    for folder in sorted({Path(__file__).parent, *(Path(path).parent for path in package.__path__)}):
-        for source in sorted(folder.rglob("*.py")):
+    about = (source.__name__, llvmlite.__version__, _sources(Path(source.__file__ or "").parent), *map(str, target.key))
+    return hashlib.sha256("\n".join(about).encode()).hexdigest()
+
+
+@cache
+def _sources(folder: Path) -> str:
+    """A digest of the source in this folder and in the engine's own."""
+    digest = hashlib.sha256()
+    for each in sorted({Path(__file__).parent, folder}):
+        for source in sorted(each.rglob("*.py")):
             content = source.read_bytes()
-            digest.update(f"{source.relative_to(folder)} {len(content)}\n".encode() + content)
+            digest.update(f"{source.relative_to(each)} {len(content)}\n".encode() + content)
     return digest.hexdigest()
 
 
-def _assemble(target: Target, package: ModuleType) -> str:
+def _assemble(target: Target, source: ModuleType) -> str:
     module = Module(ir.Module("sparsify"), target)
     module.llvm.triple = target.triple
-    runtime_ir.emit(module)
-    for file in kernel_files(package).values():
+    for file in kernel_files(source).values() if hasattr(source, "__path__") else (source,):
         if hasattr(file, "emit"):
             file.emit(module)
     return str(module.llvm)

@@ -11,10 +11,11 @@ from functools import cache
 
 import numpy as np
 
-from sparsify.engine.library import Library
+from sparsify.engine import runtime_ir
+from sparsify.engine.library import Library, library
 from sparsify.engine.memory import aligned
 from sparsify.engine.runtime_ir import JOB, LINE, POOL_ACTIVE, POOL_PARKED, RECORD
-from sparsify.engine.target import available_cores
+from sparsify.engine.target import Target, available_cores
 from sparsify.engine.turns import Turns
 
 _SPINS = 16000  # pauses, some 200 microseconds in all, before a waiting thread gives up its core
@@ -102,17 +103,17 @@ class Pool:
 
 
 @cache
-def _pool(library: Library, threads: int) -> Pool:
-    return Pool(library, threads)
+def _pool(target: Target, threads: int) -> Pool:
+    return Pool(library(target, runtime_ir), threads)
 
 
 _POOLS_LOCK = threading.Lock()
 
 
-def pool(library: Library, threads: int) -> Pool:
+def pool(target: Target, threads: int) -> Pool:
     """The pool of this size; sessions of the same size share it and take turns."""
     with _POOLS_LOCK:
-        return _pool(library, threads)
+        return _pool(target, threads)
 
 
 def release_with(owner: object, threads: Pool, job: Job) -> None:

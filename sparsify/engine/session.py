@@ -17,9 +17,8 @@ from sparsify.engine.executable import Executable
 from sparsify.engine.explain import Explanation
 from sparsify.engine.front import build, load
 from sparsify.engine.front.graph import Graph, Port
-from sparsify.engine.library import library
 from sparsify.engine.program import Shape
-from sparsify.engine.target import available_cores, host
+from sparsify.engine.target import available_cores
 from sparsify.errors import EngineError
 
 Array = np.ndarray[Any, Any]
@@ -98,7 +97,6 @@ class InferenceSession:
             found = self._kept(shapes)
             if found is not None:
                 return found
-            library(host())  # before weights are in memory: compiling it takes some, too
             names = [port.name for port in self._graph.inputs]
             executable = compile_program(build(self._graph, dict(zip(names, shapes, strict=True))), self._threads)
             with self._lock:

@@ -17,7 +17,7 @@ Where a producer and a consumer want different layouts the compiler puts a copyi
 A kernel is a file in `sparsify/engine/kernels/` that defines
 
     def propose(operation, context) -> Proposal | Stage | None    # None: this kernel cannot do it
-    def emit(module: Module) -> None                   # optional: its functions, added to the kernel library
+    def emit(module: Module) -> None                   # optional: its functions, compiled when one is needed
 
 Parameters of a native function travel in `constants` (an int64 array is the usual first one), so that a
 function is compiled once for a CPU and serves every layer; what must be generated per layer goes in `code`.
@@ -67,7 +67,7 @@ class Stage:
     """One operation, ready to run natively."""
 
     kernel: str  # the kernel's file name
-    function: str  # symbol in the kernel library
+    function: str  # symbol in that file's library
     reads: tuple[str, ...]  # values, in the order of `buffers`
     writes: tuple[str, ...]
     tiles: int  # independent pieces of work, each about 10 to 200 microseconds where that is possible

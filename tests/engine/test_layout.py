@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsify.engine.kernels.copy import copy_stage
+from sparsify.engine.kernels import copy
 from sparsify.engine.layout import LINE, Planes, up
 from sparsify.engine.library import library
 from sparsify.engine.memory import aligned
@@ -64,9 +64,9 @@ def test_copy_is_what_the_definition_says(case, level):
     result = np.full(size + 2 * guard, 7.0, np.float32)
     inside = result[guard : guard + size]
     inside[:] = after.fill if after else 0
-    stage = copy_stage("v", shape, before, after)
+    stage = copy.copy_stage("v", shape, before, after)
     run = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)(
-        library(target(level)).address(stage.function)
+        library(target(level), copy).address(stage.function)
     )
     buffers = np.array([source.ctypes.data, inside.ctypes.data])
     constants = np.array([c.ctypes.data for c in stage.constants])

@@ -1,12 +1,16 @@
 """Compiled functions: from the linked image in the cache and from LLVM's linker, and what a process need not load."""
 
 import ctypes
+import os
 import subprocess
 import sys
 
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from sparsify.engine import library, linking, target
+from sparsify.engine.kernels import rows
 
 # A constant of its own, a C function from outside, and a call of a function beside it.
 SOURCE = """
@@ -60,13 +64,30 @@ def test_what_is_not_known_is_left_to_llvm(what):
     assert linking.Image.read(bytes(code)) is None
 
 
-def test_a_process_that_finds_code_in_the_cache_loads_no_compiler(tmp_path):
-    library.library(target.host())  # now it is in the cache
-    if library.Image.read(library.disk.fetch(library._key(target.host(), library.kernels)) or b"") is None:
+def test_a_process_that_finds_code_in_the_cache_loads_no_compiler():
+    library.library(target.host(), rows)  # now it is in the cache
+    if library.Image.read(library.disk.fetch(library._key(target.host(), rows)) or b"") is None:
         pytest.skip("this system's object files are linked by LLVM")
-    loads = "from sparsify.engine import library, target; import sys; library.library(target.host())"
-    found = subprocess.run(
-        [sys.executable, "-c", f"{loads}; print('llvmlite.binding' in sys.modules)"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    loads = "from sparsify.engine import library, target; from sparsify.engine.kernels import rows"
+    then = "import sys; library.library(target.host(), rows); print('llvmlite.binding' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", f"{loads}; {then}"], capture_output=True, text=True, check=True)
     assert found.stdout == "False\n"
+
+
+def test_a_process_compiles_what_its_model_needs(tmp_path):
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 3]) for name in ("x0", "y")]
+    graph = helper.make_graph([helper.make_node("Relu", ["x0"], ["y"])], "relu", ports[:1], ports[1:])
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "relu.onnx"
+    )
+    run = "import numpy, sys; from sparsify.engine import InferenceSession, library; "
+    run += "InferenceSession(sys.argv[1]).run(None, {'x0': numpy.ones((2, 3), numpy.float32)}); "
+    run += "print(library._library.cache_info().currsize)"
+    command = [sys.executable, "-c", run, str(tmp_path / "relu.onnx")]
+    cache = tmp_path / "cache"
+    for _ in range(2):  # compiled, then read
+        found = subprocess.run(
+            command, capture_output=True, text=True, check=True, env=os.environ | {"XDG_CACHE_HOME": str(cache)}
+        )
+        assert found.stdout == "2\n"  # of the runtime and of elementwise functions
+        assert len(list((cache / "sparsify").iterdir())) == 3  # and what the CPU is called

@@ -125,6 +125,8 @@ def _positions(input: Planes, held: Planes, starts: np.ndarray, width: int) -> t
 
 def emit(module: Module) -> None:
     """void sparsify_tandem_<stride>(buffers, constants, tile): some rows of both layers."""
+    straight.emit(module)
+    rows.emit(module)
     for stride in (1, 2):
         body = Body(module, f"sparsify_tandem_{stride}")
         b = body.builder
