@@ -20,6 +20,7 @@ _MAP_0F, _MAP_0F38 = 1, 2
 _VECTOR = 64  # bytes of a whole one in AVX-512
 _NONE, _66 = 0, 1  # the legacy prefix that VEX and EVEX fold in
 RETURN = b"\xc5\xf8\x77\xc3"  # vzeroupper; ret
+AGAIN = b"\x0f\x85"  # jump by the 32 bits behind it while the last instruction left something above 0
 
 
 def _rows(*columns: Numbers) -> np.ndarray:
@@ -33,8 +34,7 @@ def _rows(*columns: Numbers) -> np.ndarray:
 
 
 def _disp32(displacement: Numbers) -> list[Numbers]:
-    number = np.asarray(displacement).astype("<i4").reshape(-1)
-    return list(number.view(np.uint8).reshape(-1, 4).T)
+    return list(fours(displacement).T)
 
 
 def _modrm(register: Numbers, base: int, mode: int) -> Numbers:
@@ -56,9 +56,25 @@ def four(number: int) -> bytes:
     return int(number).to_bytes(4, "little", signed=True)
 
 
+def fours(numbers: Numbers) -> np.ndarray:
+    """Numbers in 32 bits: uint8 [numbers, 4]."""
+    return np.ascontiguousarray(numbers, "<i4").reshape(-1, 1).view(np.uint8)
+
+
+def beside(count: int, *parts: bytes | np.ndarray) -> np.ndarray:
+    """Instructions side by side, uint8 [count, bytes]: bytes are the same in all rows, arrays have some for each."""
+    columns = [
+        np.broadcast_to(np.frombuffer(part, np.uint8), (count, len(part)))
+        if isinstance(part, bytes)
+        else part.reshape(count, -1)
+        for part in parts
+    ]
+    return np.concatenate(columns, axis=1)
+
+
 def again(body: bytes) -> bytes:
     """`body`, repeated while its last instruction leaves something above 0."""
-    return body + b"\x0f\x85" + four(-(len(body) + 6))
+    return body + AGAIN + four(-(len(body) + 6))
 
 
 def is_near(displacement: np.ndarray, reach: int) -> np.ndarray:
@@ -83,7 +99,7 @@ class Avx512:
     """Sixteen lanes, 32 registers, weights as embedded broadcasts, stores under a mask register."""
 
     rows: int = 31  # accumulators; one register is enough for the input, since the CPU renames it at each load
-    inputs: tuple[int, ...] = (31,)
+    input: int = 31
     stream_step: int = 256  # floats of the stream that an 8-bit scaled displacement spans
     middle: int = 512  # bytes from where they begin to where rdx points
     width: int = 16
@@ -161,7 +177,7 @@ class Avx512:
         """register = max or min(stream[index], register): code that fetches the limit once, and code for
         each register. The second operand wins if one is not a number, so such results survive. `clear`: lanes that are
         not in the mask become zero."""
-        bound = self.inputs[0]
+        bound = self.input
         fetch = self.constant(bound, index)
         head = self._evex(_MAP_0F, _NONE, 0x5F if kind == "max" else 0x5D, register, bound, third=register,
                           mask=int(clear), zero=int(clear))  # fmt: skip
@@ -173,7 +189,7 @@ class Avx2:
     """Eight lanes, 16 registers, a broadcast before each multiplication, stores under a mask vector."""
 
     rows: int = 13
-    inputs: tuple[int, ...] = (13,)
+    input: int = 13
     stream_step: int = 1 << 28  # displacements of 32 bits reach the whole stream
     middle: int = 0
     width: int = 8
@@ -236,7 +252,7 @@ class Avx2:
 
     def limit(self, kind: str, register: Numbers, index: int, clear: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """As Avx512.limit."""
-        bound, r = self.inputs[0], np.asarray(register)
+        bound, r = self.input, np.asarray(register)
         fetch = self.constant(bound, index)
         head = self._vex(_MAP_0F, _NONE, 0x5F if kind == "max" else 0x5D, r, bound, r >> 3 & 1)
         limited = _rows(*head, _modrm(r, 0, 3) | r & 7)

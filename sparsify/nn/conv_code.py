@@ -13,12 +13,11 @@ are rax, r9, r10 and r11. Source of the idea: `engine/kernels/straight.py`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from sparsify.engine.encode import R10, RAX, RDX, RETURN, Encoder, again, fetch, four, put, soon
+from sparsify.engine.encode import R10, RAX, RDX, RETURN, Encoder, again, beside, fetch, four, fours, put, soon
 
 _PART = 2048  # non-zeros of a function at most: its code stays in the first-level cache from one vector to the next
 _NEAR = 32  # planes of a position that products reads over and over: they stay in the first-level cache
@@ -141,30 +140,30 @@ def _taps(
     firsts = np.flatnonzero(fresh)
     index = head + np.arange(len(row))  # in the stream
     steps = (index % encoder.stream_step == 0) & ~fresh
-    input = encoder.inputs[0]
+    input = encoder.input
     loads = encoder.load(np.full(opens.sum(), input), RAX, column[opens] * plane)
     products = encoder.fma(row, np.full(len(row), input), index)
     step = np.repeat(encoder.advance(), steps.sum(), axis=0)
-    stream = _numbers(index[firsts] // encoder.stream_step * encoder.stream_step * 4 + encoder.middle)
+    stream = fours(index[firsts] // encoder.stream_step * encoder.stream_step * 4 + encoder.middle)
     parts: list[bytes | np.ndarray] = [
         _SOURCE,
-        _numbers(tap[firsts] * 8),
+        fours(tap[firsts] * 8),
         _SKIP,
-        _numbers(tap[firsts]),
+        fours(tap[firsts]),
         _ADD_RAX_RDI,
         b"\x49\x8d\x93",  # lea rdx, [r11 + number]
         stream,
     ]
     if lines is not None:
         parts.append(lines[tap[firsts]])
-    headers = _beside(len(firsts), parts)
+    headers = beside(len(firsts), *parts)
     sizes = (
         products.shape[1] + loads.shape[1] * opens + step.shape[1] * steps + headers.shape[1] * fresh
     )  # bytes of each non-zero
     ends = np.cumsum(sizes)
     heads = (ends - sizes)[firsts]
     skip = len(_SOURCE) + 4 + len(_SKIP)
-    headers[:, skip : skip + 4] = _numbers(np.append(heads[1:], ends[-1]) - heads - skip - 4)
+    headers[:, skip : skip + 4] = fours(np.append(heads[1:], ends[-1]) - heads - skip - 4)
     code = np.zeros(ends[-1], np.uint8)
     at = ends - products.shape[1]
     put(code, at, products)
@@ -191,7 +190,7 @@ def products(entries: Entries, pitch: int, encoder: Encoder) -> Program:
     opens = _changes(column)
     opens[begins] = True
     register = np.arange(len(order)) - np.repeat(begins, counts)
-    input = encoder.inputs[0]
+    input = encoder.input
     loads = encoder.load(np.full(opens.sum(), input), RAX, column[opens] * plane)
     each = encoder.fma_memory(register, np.full(len(order), input), R10, row * plane)
     enter = encoder.load(register, RDX, register * vector)
@@ -202,20 +201,18 @@ def products(entries: Entries, pitch: int, encoder: Encoder) -> Program:
     # add rax, vector; add r10, vector; dec r9; jnz
     turn = [b"\x48\x83\xc0" + bytes([vector]) + b"\x49\x83\xc2" + bytes([vector]) + b"\x49\xff\xc9\x0f\x85"]
     turn_size, ahead_size = len(turn[0]) + 4, sum(len(part) for part in ahead)
-    head = _beside(
-        len(begins), [_SOURCE, _numbers(tap[begins] * 8), _SKIP, _numbers(ahead_size + inner + turn_size), *ahead]
-    )
+    head = beside(len(begins), _SOURCE, fours(tap[begins] * 8), _SKIP, fours(ahead_size + inner + turn_size), *ahead)
     position = _NEXT_OUTPUT + four(entries.rows * plane) + _NEXT_SOURCES + four(entries.taps * 8)
     position += b"\x49\xff\xc8\x0f\x85"  # dec r8; jnz
     back = head.shape[1] + inner + turn_size + len(position) + 4
-    tail = _beside(len(begins), [*turn, _numbers(-inner - turn_size), position, _numbers(-back)])
+    tail = beside(len(begins), *turn, fours(-inner - turn_size), position, fours(-back))
 
     start = encoder.everywhere()
     sizes = len(start) + enter.shape[1] * counts + head.shape[1] + inner + tail.shape[1] + leave.shape[1] * counts
     sizes = -(-(sizes + len(RETURN)) // 64) * 64
     at = np.cumsum(sizes) - sizes
     code = np.full(sizes.sum(), 0xCC, np.uint8)
-    put(code, at, _beside(len(begins), [start]))
+    put(code, at, beside(len(begins), start))
     places = at + len(start)
     put(code, np.repeat(places, counts) + register * enter.shape[1], enter)
     places = places + enter.shape[1] * counts
@@ -229,7 +226,7 @@ def products(entries: Entries, pitch: int, encoder: Encoder) -> Program:
     put(code, places, tail)
     places = places + tail.shape[1]
     put(code, np.repeat(places, counts) + register * leave.shape[1], leave)
-    put(code, places + leave.shape[1] * counts, _beside(len(begins), [RETURN]))
+    put(code, places + leave.shape[1] * counts, beside(len(begins), RETURN))
     records = np.stack([at, sizes, begins * vector, counts * vector, np.zeros_like(at)], axis=1)
     return Program(code.tobytes(), order, records)
 
@@ -242,13 +239,3 @@ def _totals(flags: np.ndarray, begins: np.ndarray) -> np.ndarray:
 def _changes(numbers: np.ndarray) -> np.ndarray:
     """Where a number differs from the one before it; the first does."""
     return np.concatenate([[True], numbers[1:] != numbers[:-1]])
-
-
-def _numbers(numbers: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(numbers, "<i4").reshape(-1, 1).view(np.uint8)
-
-
-def _beside(count: int, parts: Sequence[bytes | np.ndarray]) -> np.ndarray:
-    """The same bytes in every row, and numbers of 32 bits that differ: uint8 [count, bytes]."""
-    same = [np.tile(np.frombuffer(p, np.uint8), (count, 1)) if isinstance(p, bytes) else p for p in parts]
-    return np.concatenate(same, axis=1)

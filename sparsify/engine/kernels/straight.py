@@ -8,7 +8,6 @@ Sparsity (PLDI 2023), for keeping a block of rows in registers.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 
@@ -28,7 +27,7 @@ _FETCH = ((1 << 20, 30e9), (3 << 20, 14e9), (math.inf, 8e9))
 _PART = 2048  # non-zeros whose code stays in the first-level cache from one vector to the next
 _STRIP = 2500  # the same where they are those of several blocks, with what begins and ends
 _ROW = 6  # each row's sum, in non-zeros
-_AT_ONCE = 1 << 18  # non-zeros, about
+_AT_ONCE = 1 << 17  # non-zeros, about
 _BYTES = 11  # of code and weights for each non-zero or column
 
 
@@ -81,46 +80,51 @@ def _compile(operation: Convolution | Linear, layer: Layer, encode: Encoder, con
     # rows may begin in the last vector of a band.
     between, limits = layer.output.pitch - layer.output.width, (operation.epilogue.low, operation.epilogue.high)
     fills = layer.output.lanes == 1 and between < encode.width and bool(np.isfinite(limits).any())
-    rows = rows_together(layer.input, layer.output)
-    fills &= not layer.panel and (rows == layer.output.band_rows or rows * layer.output.pitch % encode.width == 0)
-    pieces, streams, records, length, floats = [], [], [], 0, 0
-    for inner, sorted_by_block in _sorted(operation, layer, strips, bounds, edges):
-        start, end = bounds[inner[0]], bounds[inner[-1] + 1]
-        for number in range(parts):
-            strip = []
-            for block in inner:
-                mine = sorted_by_block[block]
-                row, shift, value = (np.array_split(array, parts)[number] for array in mine)
-                low, high = (int(bound) for bound in bounds[block : block + 2])
-                strip.append(blocks.Rows(low - int(start), high - low, row, shift, value))
-            place = blocks.Part(number == 0, number == parts - 1)
-            text = blocks.straight(strip, encode, layer.output.channel, operation.epilogue, place, ahead, turns, fills)
-            text += b"\xcc" * (-len(text) % 64)
-            stream = blocks.stream(strip, operation.bias[start:end], operation.epilogue)
-            records.append((length, floats * 4, start * layer.output.channel * 4))
-            pieces.append(text)
-            streams.append(stream)
-            length += len(text)
-            floats += len(stream)
-    return Blocked(tuple(pieces), joined(streams), np.array(records, np.int64), parts, fills)
-
-
-def _sorted(
-    operation: Convolution | Linear, layer: Layer, strips: list[np.ndarray], bounds: np.ndarray, edges: np.ndarray
-) -> Iterator[tuple[np.ndarray, dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]]]:
-    """Each strip with its blocks' non-zeros, in the order of use: row in the block, shift and value. Those of some
-    strips are found at a time, because that takes several times the weights."""
+    together = rows_together(layer.input, layer.output)
+    fills &= not layer.panel and (
+        together == layer.output.band_rows or together * layer.output.pitch % encode.width == 0
+    )
+    pieces, weights, records, length, floats = [], [], [], 0, 0
     for group in np.array_split(np.arange(len(strips)), min(len(strips), 1 + int(edges[-1]) // _AT_ONCE)):
-        first, last = strips[group[0]][0], strips[group[-1]][-1] + 1
-        found = entries(operation, layer.input, int(bounds[first]), int(bounds[last]))
-        row = found.row + bounds[first]
-        order = np.lexsort((row, found.shift, np.searchsorted(bounds, row, side="right")))
-        for strip in (strips[number] for number in group):
-            mine = {}
-            for block in strip:
-                chosen = order[edges[block] - edges[first] : edges[block + 1] - edges[first]]
-                mine[block] = (row[chosen] - bounds[block], found.shift[chosen], found.value[chosen])
-            yield strip, mine
+        some, start = _blocks(operation, layer, [strips[number] for number in group], bounds, parts)
+        code, places = blocks.straight(some, encode, layer.output.channel, operation.epilogue, ahead, turns, fills)
+        stream, begins = blocks.streams(some, start, operation.bias, operation.epilogue)
+        planes = start * layer.output.channel
+        records.append(np.stack([length + places, (floats + begins) * 4, planes * 4], axis=1))
+        pieces.append(code.tobytes())
+        weights.append(stream)
+        length += len(code)
+        floats += len(stream)
+    return Blocked(tuple(pieces), joined(weights), np.concatenate(records).astype(np.int64), parts, fills)
+
+
+def _blocks(
+    operation: Convolution | Linear, layer: Layer, strips: list[np.ndarray], bounds: np.ndarray, parts: int
+) -> tuple[blocks.Blocks, np.ndarray]:
+    """Some strips' blocks, each in so many parts, with their non-zeros in the order of use; and the first row of each
+    function. A function does a strip, or a part of a block."""
+    inner = np.concatenate(strips)
+    edge = bounds[inner[0] : inner[-1] + 2]
+    found = entries(operation, layer.input, int(edge[0]), int(edge[-1]))
+    row = found.row + edge[0]
+    block = np.searchsorted(edge, row, side="right") - 1
+    order = np.lexsort((row, found.shift, block))
+    count = np.bincount(block, minlength=len(inner))[:, None]
+    each = (count // parts + (np.arange(parts) < count % parts)).ravel()  # as numpy splits arrays
+    strip = np.repeat(np.arange(len(strips)), [len(strip) for strip in strips])
+    part = np.tile(np.arange(parts), len(inner))
+    some = blocks.Blocks(
+        function=strip if parts == 1 else np.arange(len(part)),
+        first=np.repeat(edge[:-1] - bounds[[strip[0] for strip in strips]][strip], parts),
+        rows=np.repeat(np.diff(edge), parts),
+        begins=part == 0,
+        ends=part == parts - 1,
+        edges=np.concatenate([[0], np.cumsum(each)]),
+        row=(row - edge[block])[order],
+        shift=found.shift[order],
+        value=found.value[order],
+    )
+    return some, np.repeat(edge[:-1], parts)[some.opening]
 
 
 def _strips(bounds: np.ndarray, edges: np.ndarray, most: int) -> list[np.ndarray]:
