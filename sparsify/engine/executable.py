@@ -46,6 +46,9 @@ class Executable:
         self.program = replace(program, operations=())  # the dense weights may go
         self.target = target
         self._pool = pool(target, threads)
+        outputs = [program.values[name] for name in program.outputs]
+        self._inputs = [(value.name, np.dtype(value.dtype)) for value in program.inputs]
+        self._outputs = [(v.name, v.shape, np.dtype(v.dtype)) for v in outputs if -1 not in v.shape]
         outside = {value.name for value in program.inputs} | set(program.outputs)
         self._plan = MemoryPlan(
             dict(program.values), [(s.reads, s.writes, s.replaced) for s in steps], outside | set(program.constants),
@@ -65,14 +68,13 @@ class Executable:
         `into`: arrays to write the outputs to, C-ordered; new ones by default.
         """
         arrays: dict[str, np.ndarray] = dict(self._constants)
-        for value, array in zip(self.program.inputs, inputs, strict=True):
-            arrays[value.name] = np.asarray(array, value.dtype, order="C")
+        for (name, dtype), array in zip(self._inputs, inputs, strict=True):
+            arrays[name] = np.asarray(array, dtype, order="C")
         if into is not None:
             arrays |= dict(zip(self.program.outputs, into, strict=True))
-        for name in self.program.outputs:
-            value = self.program.values[name]
-            if name not in arrays and -1 not in value.shape:
-                arrays[name] = np.empty(value.shape, value.dtype)
+        for name, shape, dtype in self._outputs:
+            if name not in arrays:
+                arrays[name] = np.empty(shape, dtype)
         with self._pool.lock:
             for segment in self._segments:
                 segment.run(arrays)

@@ -6,6 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -64,16 +65,17 @@ class InferenceSession:
 
         Raises EngineError for unknown names and for arrays that do not fit the model's inputs.
         """
-        names = [port.name for port in self._graph.outputs]
-        wanted = names if output_names is None else list(output_names)
-        for name in wanted:
-            if name not in names:
-                raise EngineError(f"The model has no output '{name}'. Its outputs are {', '.join(names)}.")
+        ports = self._graph.outputs
+        places = range(len(ports)) if output_names is None else [self._place(name) for name in output_names]
         arrays = _checked(self._graph.inputs, feeds)
-        executable = self._executable(tuple(arrays[port.name].shape for port in self._graph.inputs))
-        found = dict(zip(names, executable.run([arrays[port.name] for port in self._graph.inputs]), strict=True))
-        dtypes = {port.name: port.dtype for port in self._graph.outputs}
-        return [_as_declared(found[name], dtypes[name]) for name in wanted]
+        found = self._executable(tuple([array.shape for array in arrays])).run(arrays)
+        return [_as_declared(found[place], ports[place].dtype) for place in places]
+
+    def _place(self, output: str) -> int:
+        names = [port.name for port in self._graph.outputs]
+        if output not in names:
+            raise EngineError(f"The model has no output '{output}'. Its outputs are {', '.join(names)}.")
+        return names.index(output)
 
     def explain(self, shapes: Mapping[str, Shape] | None = None) -> Explanation:
         """What runs for these shapes of all inputs, by default those of the last run: print it as a table.
@@ -98,6 +100,7 @@ class InferenceSession:
             if found is not None:
                 return found
             names = [port.name for port in self._graph.inputs]
+            _check_fit(self._graph.inputs, shapes)
             executable = compile_program(build(self._graph, dict(zip(names, shapes, strict=True))), self._threads)
             with self._lock:
                 self._executables[shapes] = executable
@@ -131,41 +134,54 @@ def _closed(port: Port) -> Shape:
     return sizes
 
 
-def _checked(ports: Sequence[Port], feeds: Mapping[str, Array]) -> dict[str, Array]:
-    """The inputs as the engine computes with them. Raises EngineError where they do not fit."""
-    names = [port.name for port in ports]
-    if unknown := [name for name in feeds if name not in names]:
-        raise EngineError(f"The model has no input '{unknown[0]}'. Its inputs are {', '.join(names) or 'none'}.")
-    sizes: dict[str, int] = {}
-    arrays = {}
+def _checked(ports: Sequence[Port], feeds: Mapping[str, Array]) -> list[Array]:
+    """The inputs as the engine computes with them, of whatever shape. Raises EngineError where they do not fit."""
+    arrays = []
     for port in ports:
         if port.name not in feeds:
-            raise EngineError(f"The model's input '{port.name}' is missing. Give it as an array in `feeds`.")
+            raise _misnamed(ports, feeds)
         array = np.asarray(feeds[port.name])
-        if array.dtype.name != port.dtype and port.dtype != "object":
+        if _name(array.dtype) != port.dtype and port.dtype != "object":
             raise EngineError(
                 f"The model's input '{port.name}' is of dtype {port.dtype}, but was given {array.dtype}. "
                 f"Convert it with .astype(numpy.{port.dtype})."
             )
-        _check_fit(port, array.shape, sizes)
-        arrays[port.name] = array.astype(np.float32) if _is_other_float(port.dtype) else array
+        arrays.append(array.astype(np.float32) if _is_other_float(port.dtype) else array)
+    if len(feeds) > len(ports):
+        raise _misnamed(ports, feeds)
     return arrays
 
 
-def _check_fit(port: Port, shape: Shape, sizes: dict[str, int]) -> None:
-    """Raises EngineError where a shape does not fit; `sizes` collects what symbolic sizes stand for."""
-    if port.shape is None:
-        return
-    expected = [sizes.get(size, size) if isinstance(size, str) else size for size in port.shape]
-    fits = len(expected) == len(shape) and all(
-        not isinstance(want, int) or want == size for want, size in zip(expected, shape, strict=True)
-    )
-    if not fits:
-        raise EngineError(
-            f"The model's input '{port.name}' has the shape {tuple(expected)}, but was given {shape}. Names "
-            f"stand for sizes that are free."
+def _misnamed(ports: Sequence[Port], feeds: Mapping[str, Array]) -> EngineError:
+    names = [port.name for port in ports]
+    if unknown := [name for name in feeds if name not in names]:
+        return EngineError(f"The model has no input '{unknown[0]}'. Its inputs are {', '.join(names) or 'none'}.")
+    missing = next(name for name in names if name not in feeds)
+    return EngineError(f"The model's input '{missing}' is missing. Give it as an array in `feeds`.")
+
+
+@cache
+def _name(dtype: np.dtype[Any]) -> str:
+    """numpy writes a name anew each time, which takes longer than all else that is done with an input."""
+    return dtype.name
+
+
+def _check_fit(ports: Sequence[Port], shapes: Sequence[Shape]) -> None:
+    """Raises EngineError where shapes do not fit the model's inputs, or each other."""
+    sizes: dict[str, int] = {}  # what symbolic sizes stand for
+    for port, shape in zip(ports, shapes, strict=True):
+        if port.shape is None:
+            continue
+        expected = [sizes.get(size, size) if isinstance(size, str) else size for size in port.shape]
+        fits = len(expected) == len(shape) and all(
+            not isinstance(want, int) or want == size for want, size in zip(expected, shape, strict=True)
         )
-    sizes |= {name: size for name, size in zip(port.shape, shape, strict=True) if isinstance(name, str)}
+        if not fits:
+            raise EngineError(
+                f"The model's input '{port.name}' has the shape {tuple(expected)}, but was given {shape}. Names "
+                f"stand for sizes that are free."
+            )
+        sizes |= {name: size for name, size in zip(port.shape, shape, strict=True) if isinstance(name, str)}
 
 
 def _is_other_float(dtype: str) -> bool:
