@@ -40,9 +40,9 @@ Claim: static < SET < RigL at equal cost, and RigL trained for longer reaches wh
 250 epochs are the paper's schedule; the others are for machines without a GPU. There learning rate and updates
 keep their places within training, and ΔT is the paper's 100 steps. In 8, 16 and 30 epochs static, SET and RigL
 compute with their non-zeros only (`--compute sparse`); in 6 all are masked, with the forward pass in bfloat16. 16
-epochs are the longest that WRN-22-2 was given, with two seeds in all rows, and there as in 8 all end within a
-point of each other, in 16 SET a little ahead of RigL (32 batches) too: a network that is not yet bound by what so
-few connections can hold hardly needs their choice. WRN-10-1, of 78,000 weights, is bound by it sooner. At 80 % it
+epochs are the longest that WRN-22-2 was given, and there as in 8 all end within a point of each other, in 16 static,
+SET and RigL (32 batches) level: a network that is not yet bound by what so few connections can hold hardly needs
+their choice. WRN-10-1, of 78,000 weights, is bound by it sooner. At 80 % it
 is not in 6 epochs; from 90 % on static is left behind, at 95 % and in 30 epochs by more than two points. RigL for
 twice as long is ahead of pruning, as in the paper. RigL that grows by the gradient of one batch is ahead of SET at
 97 % only, and only in the mean. What is otherwise in the paper was looked for in five places, and found in the
