@@ -31,6 +31,7 @@ from sparsify.engine.encode import (
     RETURN,
     Encoder,
     beside,
+    changes,
     fetch,
     fours,
     is_near,
@@ -74,7 +75,7 @@ class Blocks:
     @cached_property
     def opening(self) -> np.ndarray:
         """The first block of each function."""
-        return np.flatnonzero(np.diff(self.function, prepend=-1))
+        return np.flatnonzero(changes(self.function))
 
     def summed(self, numbers: np.ndarray) -> np.ndarray:
         """For each function the sum of its blocks' numbers."""
@@ -101,6 +102,12 @@ class Blocks:
         number = np.arange(len(self.rows))
         return self.edges[:-1] + number, self.edges[1:] + number
 
+    @cached_property
+    def spans(self) -> tuple[np.ndarray, np.ndarray]:
+        """The first place of each function, and its last one."""
+        first = self.places[0][self.opening]
+        return first, np.append(first[1:], len(self.row) + len(self.rows)) - 1
+
 
 def streams(blocks: Blocks, start: np.ndarray, bias: np.ndarray, epilogue: Epilogue) -> tuple[np.ndarray, np.ndarray]:
     """The streams of all functions, one after the other in whole cache lines, and where each begins, floats. start:
@@ -124,6 +131,10 @@ def _runs(begin: np.ndarray, count: np.ndarray) -> np.ndarray:
 Pieces = list[tuple[np.ndarray, np.ndarray]]
 """At which places, ascending, and a row of bytes for each of them; at one place pieces stand as in the list."""
 
+Alike = list[tuple[np.ndarray, np.ndarray, np.ndarray]]
+"""Blocks of as many rows that begin and end alike, with the same length of displacements; the numbers of those rows;
+and how far each row of each block is from an output, bytes."""
+
 
 def straight(
     blocks: Blocks, encoder: Encoder, channel: int, epilogue: Epilogue, ahead: bool = False, turns: int = 1,
@@ -141,16 +152,17 @@ def straight(
     products = _products(blocks, encoder)
     length = 4 * (blocks.bias + blocks.summed(blocks.rows))
     lines = [1 + size // (_LINE * turns) for size in (_sizes(products, blocks), length)]
-    pieces = [*_before(blocks, encoder, channel, ahead), *_hints(blocks, lines), *products]
-    pieces += _after(blocks, encoder, channel, epilogue, fills)
+    alike = _alike(blocks, encoder, channel)
+    pieces = [*_before(blocks, alike, encoder, ahead), *_hints(blocks, lines), *products]
+    pieces += _after(blocks, alike, encoder, epilogue, fills)
     return _in_order(_loops(pieces, blocks, encoder, length, lines), blocks)
 
 
-def _before(blocks: Blocks, encoder: Encoder, channel: int, ahead: bool) -> Pieces:
+def _before(blocks: Blocks, alike: Alike, encoder: Encoder, ahead: bool) -> Pieces:
     """What blocks begin with: biases, or the sums of the part before."""
     bias = blocks.bias[blocks.function] + blocks.first
     pieces = []
-    for same, row, there in _alike(blocks, encoder, channel):
+    for same, row, there in alike:
         begins, register = blocks.begins[same[0]], np.tile(row, len(same))
         fetches = (_AHEAD, fetch(RAX, there)) if ahead and begins else ()
         if begins:
@@ -161,10 +173,10 @@ def _before(blocks: Blocks, encoder: Encoder, channel: int, ahead: bool) -> Piec
     return pieces
 
 
-def _after(blocks: Blocks, encoder: Encoder, channel: int, epilogue: Epilogue, fills: bool) -> Pieces:
+def _after(blocks: Blocks, alike: Alike, encoder: Encoder, epilogue: Epilogue, fills: bool) -> Pieces:
     """What blocks end with: residual, clamp and store."""
     pieces = []
-    for same, row, there in _alike(blocks, encoder, channel):
+    for same, row, there in alike:
         ends, register, parts = bool(blocks.ends[same[0]]), np.tile(row, len(same)), list[bytes | np.ndarray]()
         if epilogue.residual is not None and blocks.begins[same[0]]:
             parts += [_RESIDUAL, encoder.add(register, RAX, there)]
@@ -177,9 +189,8 @@ def _after(blocks: Blocks, encoder: Encoder, channel: int, epilogue: Epilogue, f
     return pieces
 
 
-def _alike(blocks: Blocks, encoder: Encoder, channel: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Blocks of as many rows that begin and end alike, with the same length of displacements; the numbers of those
-    rows, and how far each row of each block is from an output, bytes."""
+def _alike(blocks: Blocks, encoder: Encoder, channel: int) -> Alike:
+    """All blocks, in such groups."""
     last = (blocks.first + blocks.rows - 1) * channel * 4
     kinds = np.stack([blocks.rows, blocks.begins, blocks.ends, is_near(last, encoder.reach)])
     found, (different, which) = [], np.unique(kinds, axis=1, return_inverse=True)
@@ -193,11 +204,11 @@ def _products(blocks: Blocks, encoder: Encoder) -> Pieces:
     """Steps of the two pointers, loads and multiplications."""
     block, place = blocks.of, np.arange(len(blocks.row)) + blocks.of
     index = STREAM_HEAD + np.arange(len(block)) - blocks.edges[blocks.opening][blocks.function[block]]
-    opens = (np.diff(block, prepend=-1) != 0) | (np.diff(blocks.shift, prepend=0) != 0)
+    opens = changes(block) | changes(blocks.shift)
     step, offsets = index % encoder.stream_step == 0, blocks.shift[opens] * 4
     bases = _bases(offsets, block[opens], encoder)
     moves = np.diff(bases, prepend=0)
-    fresh = np.diff(block[opens], prepend=-1) != 0
+    fresh = changes(block[opens])
     moves[fresh] = bases[fresh]
     offsets = offsets - bases
     near, loads, input = is_near(offsets, encoder.reach), place[opens], encoder.input
@@ -213,7 +224,7 @@ def _bases(offsets: np.ndarray, block: np.ndarray, encoder: Encoder) -> np.ndarr
     if not encoder.reach or not len(offsets):
         return np.zeros_like(offsets)
     bases = offsets // encoder.reach * encoder.reach + encoder.reach // 2
-    moved = (np.diff(bases, prepend=0) != 0) | (np.diff(block, prepend=-1) != 0)
+    moved = changes(bases) | changes(block)
     saved = _SAVED * np.bincount(block, is_near(offsets - bases, encoder.reach))
     return np.where((saved > _MOVE * np.bincount(block, moved))[block], bases, 0)
 
@@ -240,7 +251,7 @@ def _hints(blocks: Blocks, lines: list[np.ndarray]) -> Pieces:
 
 def _sizes(pieces: Pieces, blocks: Blocks) -> np.ndarray:
     """Bytes of code of each function."""
-    return blocks.summed(np.add.reduceat(_lengths(pieces, blocks), blocks.places[0]))
+    return np.add.reduceat(_lengths(pieces, blocks), blocks.spans[0])
 
 
 def _lengths(pieces: Pieces, blocks: Blocks) -> np.ndarray:
@@ -254,22 +265,20 @@ def _lengths(pieces: Pieces, blocks: Blocks) -> np.ndarray:
 def _loops(pieces: Pieces, blocks: Blocks, encoder: Encoder, stream: np.ndarray, lines: list[np.ndarray]) -> Pieces:
     """Functions whose turns are these pieces. rbx begins where the code ends and rbp where the stream, of so many
     bytes, does; each turn moves them on by so many lines."""
-    count, begin = len(stream), encoder.turn()
-    last = np.append(blocks.opening[1:], len(blocks.rows)) - 1
+    count, begin, (first, last) = len(stream), encoder.turn(), blocks.spans
     moves = beside(count, _CODE_ON, fours(lines[0] * _LINE), _STREAM_ON, fours(lines[1] * _LINE), _NEXT, AGAIN)
     turn = len(begin) + _sizes(pieces, blocks) + moves.shape[1] + 4
     head = beside(count, _BEGIN, _STREAM_END, fours(stream), _CODE_END, fours(turn), begin)
     tail = beside(count, moves, fours(-turn), _RESTORE, RETURN)
-    return [(blocks.places[0][blocks.opening], head), *pieces, (blocks.places[1][last], tail)]
+    return [(first, head), *pieces, (last, tail)]
 
 
 def _in_order(pieces: Pieces, blocks: Blocks) -> tuple[np.ndarray, np.ndarray]:
     """The code of all pieces, and where functions begin."""
-    lengths = _lengths(pieces, blocks)
-    opening = blocks.places[0][blocks.opening]
-    lengths[np.append(opening[1:], len(lengths)) - 1] += -np.add.reduceat(lengths, opening) % _LINE
+    lengths, (first, last) = _lengths(pieces, blocks), blocks.spans
+    lengths[last] += -np.add.reduceat(lengths, first) % _LINE
     start = np.cumsum(lengths) - lengths
-    begin = start[opening]
+    begin = start[first]
     code = np.full(int(lengths.sum()), 0xCC, np.uint8)
     for place, rows in pieces:
         put(code, start[place], rows)

@@ -72,6 +72,11 @@ def beside(count: int, *parts: bytes | np.ndarray) -> np.ndarray:
     return np.concatenate(columns, axis=1)
 
 
+def changes(numbers: np.ndarray) -> np.ndarray:
+    """Where a number differs from the one before it; the first does."""
+    return np.diff(numbers, prepend=numbers[:1] - 1) != 0
+
+
 def again(body: bytes) -> bytes:
     """`body`, repeated while its last instruction leaves something above 0."""
     return body + AGAIN + four(-(len(body) + 6))

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sparsify.engine.encode import R10, RAX, RDX, RETURN, Encoder, again, beside, fetch, four, fours, put, soon
+from sparsify.engine.encode import R10, RAX, RDX, RETURN, Encoder, again, beside, changes, fetch, four, fours, put, soon
 
 _PART = 2048  # non-zeros of a function at most: its code stays in the first-level cache from one vector to the next
 _NEAR = 32  # planes of a position that products reads over and over: they stay in the first-level cache
@@ -135,8 +135,8 @@ def _taps(
     if not len(chosen):
         return b""
     row, column, tap = entries.row[chosen] - start, entries.column[chosen], entries.tap[chosen]
-    fresh = _changes(tap)
-    opens = fresh | _changes(column)
+    fresh = changes(tap)
+    opens = fresh | changes(column)
     firsts = np.flatnonzero(fresh)
     index = head + np.arange(len(row))  # in the stream
     steps = (index % encoder.stream_step == 0) & ~fresh
@@ -182,12 +182,12 @@ def products(entries: Entries, pitch: int, encoder: Encoder) -> Program:
     order = entries.order(block)
     row, column, tap = entries.row[order], entries.column[order], entries.tap[order]
     plane, vector = pitch * 4, encoder.width * 4
-    firsts = np.flatnonzero(_changes(block[order] * entries.taps + tap))
+    firsts = np.flatnonzero(changes(block[order] * entries.taps + tap))
     lasts = np.append(firsts[1:], len(order))
     cuts = [np.linspace(a, b, -(-(b - a) // encoder.rows) + 1)[:-1] for a, b in zip(firsts, lasts, strict=True)]
     begins = np.concatenate(cuts).astype(np.int64)
     counts = np.diff(begins, append=len(order))
-    opens = _changes(column)
+    opens = changes(column)
     opens[begins] = True
     register = np.arange(len(order)) - np.repeat(begins, counts)
     input = encoder.input
@@ -234,8 +234,3 @@ def products(entries: Entries, pitch: int, encoder: Encoder) -> Program:
 def _totals(flags: np.ndarray, begins: np.ndarray) -> np.ndarray:
     """How many are set from each beginning to the next."""
     return np.diff(np.append(0, np.cumsum(flags))[np.append(begins, len(flags))])
-
-
-def _changes(numbers: np.ndarray) -> np.ndarray:
-    """Where a number differs from the one before it; the first does."""
-    return np.concatenate([[True], numbers[1:] != numbers[:-1]])
