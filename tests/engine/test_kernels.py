@@ -124,6 +124,11 @@ CASES = [
     ("blocks_share_a_function", convolution(RNG, n=16, c=4, o=100, residual=True, low=0.0), ALL),
     ("images_in_lanes_stride", convolution(RNG, n=17, stride=(2, 2), residual=True), ALL),
     ("odd_rows_of_seven", convolution(RNG, o=70, size=(14, 14), stride=(2, 2), density=1.0, residual=True), PLANES),
+    ("filtered_stem", convolution(RNG, c=3, o=9, size=(37, 66), kernel=(7, 7), stride=(2, 2), padding=(3,) * 4,
+                                  density=1.0, low=0.0), {"winograd"}),
+    ("filtered", convolution(RNG, n=2, c=7, o=6, size=(10, 33), density=1.0, residual=True, low=0.0), {"winograd"}),
+    ("filtered_in_lanes", convolution(RNG, n=17, c=5, o=9, size=(8, 50), density=1.0, residual=True), {"winograd"}),
+    ("filtered_strips", convolution(RNG, n=16, c=30, o=5, size=(4, 90), density=1.0), {"winograd"}),
     ("three_images", convolution(RNG, n=3, c=12, o=20, size=(7, 7)), PLANES),
     ("panels", convolution(RNG, size=(40, 41), c=4, o=4), PLANES),
     ("panels_of_each_thread", convolution(RNG, size=(16, 16), o=40, residual=True), PLANES),
@@ -204,6 +209,26 @@ def test_any_convolution(shape, level, kernel, threads, panel, panel_bytes):
     if case is not None:
         tuning = Tuning(dense_above=2.0, panel=panel, panel_bytes=panel_bytes)
         check(case, level, threads, prefer=kernel, tuning=tuning)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    shape=SHAPES,
+    taps=st.sampled_from([3, 4]),
+    fewer=st.integers(0, 2),
+    size=st.tuples(st.integers(12, 40), st.integers(3, 40)),
+    level=st.sampled_from(levels()),
+    threads=st.integers(1, 3),
+    panel_bytes=st.sampled_from([512, 512 << 10]),
+)
+def test_any_tall_convolution(shape, taps, fewer, size, level, threads, panel_bytes):
+    down = shape["stride"][0]
+    kernel = taps * down - fewer % down, shape["kernel"][1]
+    shape |= {"kernel": kernel, "size": size, "dilation": (1, 1), "high": np.inf}  # a bound hides how large sums are
+    case = convolution(np.random.default_rng(0), **shape)
+    if case is not None:
+        report = check(case, level, threads, prefer="winograd", tuning=Tuning(panel_bytes=panel_bytes))
+        event("winograd" if any(row.kernel == "winograd" for row in report) else "another kernel")
 
 
 @settings(max_examples=200, deadline=None)

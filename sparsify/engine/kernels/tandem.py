@@ -12,13 +12,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from llvmlite import ir
 
+from sparsify.engine.claims import claim, release, scratch
 from sparsify.engine.encode import Encoder, encoder
-from sparsify.engine.ir import I64, POINTER, Body, Module
+from sparsify.engine.ir import POINTER, Body, Module
 from sparsify.engine.kernels import rows, straight
 from sparsify.engine.layout import Planes
-from sparsify.engine.memory import AROUND, LINE
+from sparsify.engine.memory import AROUND
 from sparsify.engine.program import Convolution, Operation
 from sparsify.engine.sliding import Positions, has_few_taps, is_pointwise
 from sparsify.engine.stage import Context, Stage
@@ -95,7 +95,7 @@ def _stage(
         constants=(np.array(numbers, np.int64), *two.constants, *one.constants),
         layouts={first.input: input, second.output: output},
         code=one.code,
-        scratch=context.threads * (LINE + region),
+        scratch=scratch(context.threads, region),
         flops=one.flops + two.flops,
         density=one.density,
         seconds=one.seconds + two.seconds,
@@ -135,8 +135,7 @@ def emit(module: Module) -> None:
         numbers = body.numbers(body.pointer(constants, 0), 6)
         threads, tiles, blocks, region, step, before = numbers
         flags = body.pointer(buffers, 2)
-        mine = _claim(body, flags, b.udiv(b.mul(tile, threads), tiles), threads)
-        held = body.bytes(flags, b.add(b.mul(threads, body.const(LINE)), b.mul(mine, region)))
+        flag, held = claim(body, flags, b.udiv(b.mul(tile, threads), tiles), threads, region)
         body.store(body.pointer(buffers, 0), inner, 0, align=8)
         body.store(body.bytes(held, body.const(AROUND)), inner, 1, align=8)
         named = module.llvm.globals
@@ -146,21 +145,5 @@ def emit(module: Module) -> None:
         body.store(body.bytes(held, b.sub(before, b.mul(tile, step))), inner, 0, align=8)
         body.store(body.pointer(buffers, 1), inner, 1, align=8)
         b.call(named[rows.name(stride)], [inner, body.at(constants, 1, POINTER), tile])
-        place = body.at(flags, b.mul(mine, body.const(LINE // 8)), I64)
-        b.atomic_rmw("xchg", place, body.const(0), "release")
+        release(body, flag)
         body.done()
-
-
-def _claim(body: Body, flags: ir.Value, home: ir.Value, threads: ir.Value) -> ir.Value:
-    """Which memory is this thread's for now. There is one for each; from `home` on the first that is free is taken."""
-    b = body.builder
-    before, look, taken = b.block, b.append_basic_block("look"), b.append_basic_block("taken")
-    b.branch(look)
-    b.position_at_end(look)
-    number = b.phi(I64)
-    number.add_incoming(home, before)
-    was = b.atomic_rmw("xchg", body.at(flags, b.mul(number, body.const(LINE // 8)), I64), body.const(1), "acquire")
-    number.add_incoming(b.urem(b.add(number, body.const(1)), threads), look)
-    b.cbranch(b.icmp_signed("==", was, body.const(0)), taken, look)
-    b.position_at_end(taken)
-    return number
