@@ -1,9 +1,9 @@
 """Compiled code on disk, by the digest of what it was compiled from.
 
 The folder is `$XDG_CACHE_HOME/sparsify` or `~/.cache/sparsify`. What lies in it is executed, so it is used
-only if this user owns it and nobody else can write to it. A file begins with the digest of the rest:
-a damaged one is compiled anew, and the oldest go where there are many. Whatever goes wrong here costs time,
-never a result.
+only if this user owns it and nobody else can write to it. A file begins with the digest of the rest: a
+damaged one is compiled anew. Where there are many, those go that nobody used for longest. Whatever goes wrong
+here costs time, never a result.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ def fetch(key: str) -> bytes | None:
             if not _private(os.fstat(file.fileno())):
                 return None
             data = file.read()
+        os.utime(place / key)
     except OSError:
         return None
     digest, content = data[:_DIGEST], data[_DIGEST:]
@@ -65,15 +66,15 @@ def keep(key: str, content: bytes) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             Path(name).replace(place / key)
-            _drop_oldest(place)
+            _drop_unused(place)
         except OSError:
             Path(name).unlink(missing_ok=True)
     except OSError:
         return
 
 
-def _drop_oldest(place: Path) -> None:
-    """Remove what was kept longest ago where there is too much. Who reads it at the moment is not disturbed."""
+def _drop_unused(place: Path) -> None:
+    """Remove what nobody used for longest where there is too much. Who reads it at the moment is not disturbed."""
     kept = sorted(place.iterdir(), key=lambda path: path.lstat().st_mtime)
     for path in kept[:-_MOST]:
         path.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ class Tuning:
 
     panel: int = 32  # vectors of positions that one row block goes over before the next begins
     panel_bytes: int = 512 << 10  # input that one panel may read, so that it stays in the second-level cache
-    dense_above: float = 0.5  # density from which the dense loop beats straight-line code
+    dense_above: float = 0.8  # density from which no straight-line code is written
     linear_images: int = 2  # batch from which a Linear slides over it instead of streaming its weights
     batch_bytes: int = 8 << 20  # of the values around one operation: larger batches run in parts of this size
     band_bytes: int = 16 << 20  # the same of operations that take turns, a band of rows each

@@ -45,13 +45,15 @@ def test_folder_that_others_can_write_to(home):
     assert cache.fetch("a") is None
 
 
-def test_the_oldest_go_where_there_are_too_many(home, monkeypatch):
+def test_what_nobody_used_for_longest_goes_where_there_is_too_much(home, monkeypatch):
     monkeypatch.setattr(cache, "_MOST", 3)
     for number in range(5):
         cache.keep(str(number), b"code")
         os.utime(home / str(number), (number, number))
     assert sorted(path.name for path in home.iterdir()) == ["2", "3", "4"]
-    assert cache.fetch("4") == b"code"
+    assert cache.fetch("2") == b"code"
+    cache.keep("5", b"code")
+    assert sorted(path.name for path in home.iterdir()) == ["2", "4", "5"]
 
 
 def test_link_in_place_of_the_folder(home, tmp_path):

@@ -18,9 +18,10 @@ from sparsify.engine.memory import joined
 from sparsify.engine.program import Convolution, Linear, Operation
 from sparsify.engine.sliding import entries, rows_together
 from sparsify.engine.stage import Context, Proposal, Stage
+from sparsify.engine.target import Level
 from sparsify.engine.tiles import Blocked, Layer, blocked_stage, cut_rows, panel_length, prepare, shares_positions
 
-_LOADS = 8e9  # a second and thread
+_LOADS: dict[Level, float] = {"avx512": 8e9, "avx2": 6.4e9}  # a second and thread
 # Bytes of code and weights a second and thread, by the non-zeros of the whole program: up to the first number they
 # are all cached, from the second one on most of them come from memory.
 _FETCH = ((1 << 20, 30e9), (3 << 20, 14e9), (math.inf, 8e9))
@@ -58,7 +59,7 @@ def _seconds(layer: Layer, operation: Convolution | Linear, encode: Encoder, con
     loads = (layer.nonzeros + (1 if near else 2) * used) * len(layer.where.table)
     code = (layer.nonzeros + used) * _BYTES
     rate = next(rate for most, rate in _FETCH if context.nonzeros < most)
-    return max(loads / _LOADS, code / rate) / context.threads
+    return max(loads / _LOADS[context.target.level], code / rate) / context.threads
 
 
 def _compile(operation: Convolution | Linear, layer: Layer, encode: Encoder, context: Context) -> Blocked:
