@@ -343,6 +343,18 @@ def test_large_weights_are_packed_a_part_at_a_time(kernel, monkeypatch):
     assert row.kernel == kernel
 
 
+def test_a_cpu_of_slow_multiplications_leaves_sparse_layers_to_straight_line_code():
+    if "avx512" not in levels():
+        pytest.skip("needs AVX-512")
+    case = linear(RNG, leading=(16,), k=1000, o=1500, density=0.5)
+
+    def chosen(cpu):
+        return [row.kernel for row in compile_program(case, 1, replace(target("avx512"), cpu=cpu)).report()]
+
+    assert "straight" in chosen("znver4")
+    assert "straight" not in chosen("znver5")
+
+
 def test_nan_and_infinity_survive_a_clamp():
     case = convolution(RNG, c=1, o=1, kernel=(1, 1), padding=(0,) * 4, density=1.0, low=0.0, high=6.0)
     x = np.zeros(case.inputs[0].shape, np.float32)

@@ -36,7 +36,7 @@ _SHAPES: dict[Level, tuple[tuple[int, int], ...]] = {
     "generic": ((1, 4),),
 }  # rows and columns of positions in a tile: as many as leave registers for the operands
 _NARROW: dict[Level, tuple[tuple[int, int], ...]] = {"avx512": ((1, 4),), "avx2": (), "generic": ()}  # of few in all
-_RATE = 7.6e9  # vector multiplications a second and thread
+_SHARE = 0.95  # of the multiplications that the CPU could do
 _TILE_COST = 60  # of a transposition, in vector multiplications for each vector of channels
 _STREAM = 36e9  # bytes of weights a second and thread, each read once
 _FEW = 8  # positions in a tile up to which the weights are what takes time
@@ -65,7 +65,8 @@ def propose(operation: Operation, context: Context) -> Proposal | None:
     if not possible:
         return None
     tiles = min(possible, key=lambda tiles: _work(operation, tiles, context.target.width))
-    work, weights = _work(operation, tiles, context.target.width) / _RATE, operation.weight.size * 4 / _STREAM
+    work = _work(operation, tiles, context.target.width) / (_SHARE * context.target.multiplications)
+    weights = operation.weight.size * 4 / _STREAM
     seconds = max(work, weights) / context.threads
     return Proposal(seconds, lambda: _stage(operation, context, input, output, tiles, seconds))
 

@@ -33,7 +33,7 @@ _SHAPES: dict[Level, tuple[tuple[int, int], ...]] = {
     "avx2": ((4, 3), (6, 2), (12, 1)),
     "generic": ((4, 3), (6, 2), (12, 1)),
 }  # channels and vectors of positions in a tile: as many as leave registers for the operands
-_RATE, _LOADS = 8e9, 8e9  # vector multiplications, and loads, a second and thread
+_LOADS = 8e9  # a second and thread
 
 
 def propose(operation: Operation, context: Context) -> Proposal | None:
@@ -54,7 +54,7 @@ def _seconds(operation: Convolution | Linear, layer: Layer, shape: tuple[int, in
     groups = groups_of(operation)
     blocks = groups * -(-len(operation.weight) // groups // together)
     columns, vectors = operation.weight.size // len(operation.weight), len(layer.where.table)
-    column = max(together * across / _RATE, (together + across) / _LOADS)
+    column = max(together * across / context.target.multiplications, (together + across) / _LOADS)
     return blocks * columns * -(-vectors // across) * column / context.threads
 
 

@@ -51,7 +51,7 @@ def stage(operation: Convolution | Linear, layer: Layer, encode: Encoder, contex
 
 def _seconds(layer: Layer, operation: Convolution | Linear, encode: Encoder, context: Context) -> float:
     """Two loads a cycle: a weight for each non-zero and, where any row of a block uses it, a column. That counts
-    twice where it lies across two lines, as most of several taps do, or far away."""
+    twice where it lies across two lines, as most of several taps do, or far away. Or what the CPU multiplies."""
     rows, columns = len(operation.weight), operation.weight.size // len(operation.weight)
     used = columns * (1 - (1 - layer.density) ** min(rows, encode.rows)) * -(-rows // encode.rows)
     input = columns * len(layer.where.table) * encode.width * 4  # bytes, with one tap
@@ -59,7 +59,8 @@ def _seconds(layer: Layer, operation: Convolution | Linear, encode: Encoder, con
     loads = (layer.nonzeros + (1 if near else 2) * used) * len(layer.where.table)
     code = (layer.nonzeros + used) * _BYTES
     rate = next(rate for most, rate in _FETCH if context.nonzeros < most)
-    return max(loads / _LOADS[context.target.level], code / rate) / context.threads
+    products = layer.nonzeros * len(layer.where.table) / context.target.multiplications
+    return max(loads / _LOADS[context.target.level], products, code / rate) / context.threads
 
 
 def _compile(operation: Convolution | Linear, layer: Layer, encode: Encoder, context: Context) -> Blocked:

@@ -29,8 +29,8 @@ from sparsify.engine.tiles import Layer, prepare
 _ROWS = 4  # of the output, filtered together
 _TAPS = (3, 4)  # of a phase of the kernel, from top to bottom
 _TOGETHER: dict[Level, int] = {"avx512": 4, "avx2": 2, "generic": 2}  # channels whose sums fill the registers
-# Vector multiplications a second and thread. With few registers there are more loads to each.
-_RATE: dict[Level, float] = {"avx512": 7e9, "avx2": 4.5e9, "generic": 8e9}
+# Of the multiplications that the CPU could do. With few registers there are more loads to each.
+_SHARE: dict[Level, float] = {"avx512": 0.88, "avx2": 0.56, "generic": 1.0}
 _STREAM = 30e9  # bytes of weights a second and thread, which every tile reads
 _FINISH = 30  # of a channel's vector of four rows, in vector multiplications
 
@@ -79,7 +79,8 @@ class _Cut:
         channel = self.depth * self.points + _FINISH
         work = self.tiles * (transform + self.span * self.blocks * self.together * channel)
         weights = self.tiles * 4 * self.depth * self.points * output.channels
-        self.seconds = (work / _RATE[context.target.level] + weights / _STREAM) / context.threads
+        rate = _SHARE[context.target.level] * context.target.multiplications
+        self.seconds = (work / rate + weights / _STREAM) / context.threads
 
 
 def _stage(operation: Convolution, context: Context, layer: Layer, cut: _Cut) -> Stage:
